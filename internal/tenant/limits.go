@@ -1,0 +1,83 @@
+package tenant
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/prometheus/common/model"
+)
+
+// Limits is what one tenant may use. A zero count or duration means "no limit",
+// unless the field says otherwise. Messages about a limit name its YAML key, its
+// value and the tenant.
+type Limits struct {
+	// MaxSeries bounds the tenant's series in memory, per ingester.
+	MaxSeries int `yaml:"max_series"`
+	// MaxLabelsPerSeries bounds the labels of one series, its name included.
+	MaxLabelsPerSeries int `yaml:"max_labels_per_series"`
+	// MaxLabelNameBytes and MaxLabelValueBytes bound each label.
+	MaxLabelNameBytes  int `yaml:"max_label_name_bytes"`
+	MaxLabelValueBytes int `yaml:"max_label_value_bytes"`
+	// MaxExemplars is the size of the tenant's ring of exemplars; 0 stores none.
+	MaxExemplars int `yaml:"max_exemplars"`
+	// OutOfOrderWindow is how much older than the tenant's newest sample a sample
+	// may be. 0 takes only samples in order.
+	OutOfOrderWindow model.Duration `yaml:"out_of_order_window"`
+	// Retention is how long samples are kept; 0 keeps them for ever.
+	Retention model.Duration `yaml:"retention"`
+	// MaxQuerySamples bounds the samples that one query may hold in memory.
+	MaxQuerySamples int `yaml:"max_query_samples"`
+	// MaxQueryDuration bounds how long one query may run.
+	MaxQueryDuration model.Duration `yaml:"max_query_duration"`
+	// MaxConcurrentQueries bounds the tenant's queries that run at once; more wait.
+	MaxConcurrentQueries int `yaml:"max_concurrent_queries"`
+}
+
+// DefaultLimits returns the limits of a tenant that the configuration does not name.
+func DefaultLimits() Limits {
+	return Limits{
+		MaxSeries:            5_000_000,
+		MaxLabelsPerSeries:   64,
+		MaxLabelNameBytes:    1024,
+		MaxLabelValueBytes:   4096,
+		MaxExemplars:         10_000,
+		OutOfOrderWindow:     model.Duration(3 * time.Hour),
+		Retention:            model.Duration(365 * 24 * time.Hour),
+		MaxQuerySamples:      50_000_000,
+		MaxQueryDuration:     model.Duration(2 * time.Minute),
+		MaxConcurrentQueries: 20,
+	}
+}
+
+// Validate reports all faults of l, each with its key, value and bound.
+func (l Limits) Validate() error {
+	var errs []error
+	for _, f := range []struct {
+		key   string
+		value int
+	}{
+		{"max_series", l.MaxSeries},
+		{"max_labels_per_series", l.MaxLabelsPerSeries},
+		{"max_label_name_bytes", l.MaxLabelNameBytes},
+		{"max_label_value_bytes", l.MaxLabelValueBytes},
+		{"max_exemplars", l.MaxExemplars},
+		{"max_query_samples", l.MaxQuerySamples},
+		{"max_concurrent_queries", l.MaxConcurrentQueries},
+	} {
+		if f.value < 0 {
+			errs = append(errs, fmt.Errorf("%s: %d is below 0", f.key, f.value))
+		}
+	}
+	if d := time.Duration(l.OutOfOrderWindow); d < 0 || d > 24*time.Hour {
+		errs = append(errs, fmt.Errorf("out_of_order_window: %s is outside 0s to 24h", l.OutOfOrderWindow))
+	}
+	if d := time.Duration(l.Retention); d != 0 && d < 24*time.Hour {
+		errs = append(errs, fmt.Errorf("retention: %s is below 24h", l.Retention))
+	}
+	return errors.Join(errs...)
+}
+
+// LimitsFunc returns the limits in force for a tenant. It is safe for
+// concurrent use and cheap; its answer may change from call to call.
+type LimitsFunc func(ID) Limits

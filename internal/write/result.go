@@ -1,0 +1,139 @@
+package write
+
+import (
+	"fmt"
+	"strings"
+)
+
+// Reason is the stable identifier of why samples were not stored. It stands in
+// messages, in metric labels and in docs/operating.md.
+type Reason string
+
+// The reasons, by what the sender should do about them.
+const (
+	// The data is at fault; sending it again cannot help.
+	ReasonMalformedSeries    Reason = "malformed_series"
+	ReasonMissingName        Reason = "missing_metric_name"
+	ReasonInvalidLabel       Reason = "invalid_label"
+	ReasonDuplicateLabel     Reason = "duplicate_label_name"
+	ReasonTooManyLabels      Reason = "too_many_labels"
+	ReasonLabelTooLong       Reason = "label_too_long"
+	ReasonNoSamples          Reason = "series_without_samples"
+	ReasonInvalidHistogram   Reason = "invalid_histogram"
+	ReasonTooOld             Reason = "sample_too_old"
+	ReasonOutOfOrder         Reason = "sample_out_of_order"
+	ReasonFuture             Reason = "sample_in_the_future"
+	ReasonDuplicateTimestamp Reason = "duplicate_timestamp"
+	ReasonInvalidExemplar    Reason = "invalid_exemplar"
+
+	// A limit of the tenant is reached; the samples are dropped because of it.
+	ReasonTenantSeriesLimit Reason = "tenant_series_limit"
+
+	// The process protects itself; the same request will succeed later.
+	ReasonInstanceSeriesLimit Reason = "instance_series_limit"
+	ReasonInstanceHeapLimit   Reason = "instance_heap_limit"
+)
+
+// Class says what a sender should do about a rejection.
+type Class int
+
+// The classes, in rising order of precedence for the answer to a request.
+const (
+	ClassInvalid     Class = iota // 400: do not send again
+	ClassLimited                  // 429: dropped, the tenant is over a limit
+	ClassUnavailable              // 503: send again later
+)
+
+// Class returns the class of r.
+func (r Reason) Class() Class {
+	switch r {
+	case ReasonTenantSeriesLimit:
+		return ClassLimited
+	case ReasonInstanceSeriesLimit, ReasonInstanceHeapLimit:
+		return ClassUnavailable
+	default:
+		return ClassInvalid
+	}
+}
+
+// SeriesError says why a series or one of its samples was rejected.
+type SeriesError struct {
+	Reason Reason
+	Detail string // a sentence without the reason
+	Labels string // the series, clipped; empty if unknown
+}
+
+// Error implements error.
+func (e *SeriesError) Error() string {
+	if e.Labels == "" {
+		return fmt.Sprintf("%s: %s", e.Reason, e.Detail)
+	}
+	return fmt.Sprintf("%s: %s (series %s)", e.Reason, e.Detail, e.Labels)
+}
+
+// Rejection is one reason for which samples of a batch were rejected.
+type Rejection struct {
+	Reason  Reason
+	Count   int          // samples, histograms and exemplars
+	Example *SeriesError // the first one
+}
+
+// Result says what became of a Batch: what was written, and what was rejected
+// and why. A sample that was stored before with the same value counts as written.
+type Result struct {
+	Written  Counts
+	Rejected []Rejection
+}
+
+// Reject adds count samples that were rejected because of e.
+func (r *Result) Reject(e *SeriesError, count int) {
+	for i := range r.Rejected {
+		if r.Rejected[i].Reason == e.Reason {
+			r.Rejected[i].Count += count
+			return
+		}
+	}
+	r.Rejected = append(r.Rejected, Rejection{Reason: e.Reason, Count: count, Example: e})
+}
+
+// Merge adds what other says to r.
+func (r *Result) Merge(other Result) {
+	r.Written.Samples += other.Written.Samples
+	r.Written.Histograms += other.Written.Histograms
+	r.Written.Exemplars += other.Written.Exemplars
+	for _, rej := range other.Rejected {
+		r.Reject(rej.Example, rej.Count)
+	}
+}
+
+// Class returns the gravest class among the rejections; ok is false if there are none.
+func (r *Result) Class() (c Class, ok bool) {
+	for _, rej := range r.Rejected {
+		c = max(c, rej.Reason.Class())
+	}
+	return c, len(r.Rejected) > 0
+}
+
+// Err describes the rejections in one short sentence each, or returns nil.
+func (r *Result) Err() error {
+	if len(r.Rejected) == 0 {
+		return nil
+	}
+	return &RejectedError{Rejected: r.Rejected}
+}
+
+// RejectedError says that some samples of a request were rejected; the others
+// were written.
+type RejectedError struct{ Rejected []Rejection }
+
+// Error implements error. The text goes to the sender, who logs it verbatim.
+func (e *RejectedError) Error() string {
+	var b strings.Builder
+	for i, rej := range e.Rejected {
+		if i > 0 {
+			b.WriteString("; ")
+		}
+		fmt.Fprintf(&b, "%d rejected, for example %s", rej.Count, rej.Example)
+	}
+	return b.String()
+}
