@@ -1,0 +1,255 @@
+package blockstore
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+	"github.com/prometheus/prometheus/tsdb"
+	"github.com/thanos-io/objstore"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/hundredfold/hundredfold/internal/tenant"
+)
+
+const (
+	// metaReads bounds the objects of one tenant that are read at once while listing.
+	metaReads = 16
+	// maxSmallObject bounds what is read into memory of a meta.json or a mark, in
+	// bytes. A source in a meta.json takes about 30 bytes.
+	maxSmallObject = 16 << 20
+	// metaVersion is the only version of meta.json there is.
+	metaVersion = 1
+)
+
+// Block is what is known of a whole block in the bucket. It is immutable.
+type Block struct {
+	Meta      tsdb.BlockMeta
+	Deletion  *DeletionMark  // nil: the block is to stay
+	NoCompact *NoCompactMark // nil: the block may be compacted
+}
+
+// Partial is what is known of a block that cannot be used.
+type Partial struct {
+	// LastModified is when the newest of its objects was written.
+	LastModified time.Time
+	// HasMeta says that there is a meta.json, which cannot be understood; the data
+	// may well be whole. Otherwise it is an upload or a deletion not yet, or never, completed.
+	HasMeta bool
+	// Marked says that there is a deletion mark: a deletion was begun.
+	Marked bool
+}
+
+// Tenants lists the tenants that have objects in the bucket, in order of name.
+func (s *Store) Tenants(ctx context.Context) ([]tenant.ID, error) {
+	var ids []tenant.ID
+	err := s.bucket.Iter(ctx, "", func(name string) error {
+		dir, isDir := strings.CutSuffix(name, objstore.DirDelim)
+		if id, err := tenant.Parse(dir); isDir && err == nil {
+			ids = append(ids, id)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list tenants in the bucket: %w", err)
+	}
+	slices.Sort(ids)
+	return ids, nil
+}
+
+// Blocks lists the blocks of a tenant. partial are those that cannot be used: without
+// meta.json, or with one that cannot be understood; see Partial. Metas and marks
+// are read once and remembered. An error means that the list would have gaps.
+func (s *Store) Blocks(ctx context.Context, id tenant.ID) (blocks map[ulid.ULID]Block, partial []ulid.ULID, err error) {
+	found := make(map[ulid.ULID]files)
+	err = s.bucket.Iter(ctx, string(id), func(name string) error {
+		if _, block, file, ok := parseKey(name); ok {
+			found[block] = found[block].with(file)
+		}
+		return nil
+	}, objstore.WithRecursiveIter())
+	if err != nil {
+		return nil, nil, fmt.Errorf("list blocks of tenant %s: %w", id, err)
+	}
+
+	s.mu.Lock()
+	known := s.mu.known[id]
+	s.mu.Unlock()
+
+	order := make([]ulid.ULID, 0, len(found))
+	for block := range found {
+		order = append(order, block)
+	}
+	slices.SortFunc(order, ulid.ULID.Compare)
+	read := make([]*Block, len(order)) // nil: partial
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.SetLimit(metaReads)
+	for i, block := range order {
+		old, isKnown := known[block]
+		present := found[block]
+		if isKnown && present.meta && present.deletion == (old.Deletion != nil) && present.noCompact == (old.NoCompact != nil) {
+			read[i] = &old
+			continue
+		}
+		if !present.meta {
+			continue
+		}
+		group.Go(func() (err error) {
+			read[i], err = s.readBlock(groupCtx, id, block, present)
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, nil, fmt.Errorf("list blocks of tenant %s: %w", id, err)
+	}
+
+	blocks = make(map[ulid.ULID]Block, len(order))
+	remembered := make(map[ulid.ULID]Block, len(order))
+	for i, block := range order {
+		if read[i] == nil {
+			partial = append(partial, block)
+			continue
+		}
+		blocks[block] = *read[i]
+		remembered[block] = *read[i]
+	}
+	s.mu.Lock()
+	s.mu.known[id] = remembered
+	s.mu.Unlock()
+	return blocks, partial, nil
+}
+
+// Partial says what there is of a block that Blocks listed as partial.
+func (s *Store) Partial(ctx context.Context, id tenant.ID, block ulid.ULID) (Partial, error) {
+	var p Partial
+	err := s.bucket.Iter(ctx, blockPrefix(id, block), func(name string) error {
+		attrs, err := s.bucket.Attributes(ctx, name)
+		if s.bucket.IsObjNotFoundErr(err) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if attrs.LastModified.After(p.LastModified) {
+			p.LastModified = attrs.LastModified
+		}
+		_, _, file, _ := parseKey(name)
+		p.HasMeta = p.HasMeta || file == metaFile
+		p.Marked = p.Marked || file == deletionMarkFile
+		return nil
+	}, objstore.WithRecursiveIter())
+	if err != nil {
+		return Partial{}, fmt.Errorf("look at partial block %s of tenant %s: %w", block, id, err)
+	}
+	return p, nil
+}
+
+// files says which of the small files of a block exist.
+type files struct{ meta, deletion, noCompact bool }
+
+func (f files) with(file string) files {
+	switch file {
+	case metaFile:
+		f.meta = true
+	case deletionMarkFile:
+		f.deletion = true
+	case noCompactMarkFile:
+		f.noCompact = true
+	}
+	return f
+}
+
+// readBlock reads meta and marks of a block. The result is nil if the meta cannot
+// be understood, or is gone by now.
+func (s *Store) readBlock(ctx context.Context, id tenant.ID, block ulid.ULID, present files) (*Block, error) {
+	meta, err := s.readMeta(ctx, id, block)
+	if errors.Is(err, errCorruptMeta) || errors.Is(err, ErrBlockNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	result := &Block{Meta: *meta}
+	if present.deletion {
+		var mark DeletionMark
+		found, err := s.readMark(ctx, id, block, deletionMarkFile, &mark)
+		switch {
+		case errors.Is(err, errCorruptMark):
+			// Without a reason and a time the block is neither hidden nor deleted;
+			// the compactor will mark it again if it must go.
+		case err != nil:
+			return nil, err
+		case found:
+			result.Deletion = &mark
+		}
+	}
+	if present.noCompact {
+		var mark NoCompactMark
+		found, err := s.readMark(ctx, id, block, noCompactMarkFile, &mark)
+		switch {
+		case errors.Is(err, errCorruptMark):
+			// Somebody wanted the block left alone; that much is known.
+			result.NoCompact = &NoCompactMark{Version: markVersion, Reason: NoCompactUnreadableMark, Details: err.Error()}
+		case err != nil:
+			return nil, err
+		case found:
+			result.NoCompact = &mark
+		}
+	}
+	return result, nil
+}
+
+// readMeta reads and checks the meta of a block.
+func (s *Store) readMeta(ctx context.Context, id tenant.ID, block ulid.ULID) (*tsdb.BlockMeta, error) {
+	text, found, err := s.readSmall(ctx, blockKey(id, block, metaFile))
+	if err != nil {
+		return nil, err
+	}
+	if !found {
+		return nil, ErrBlockNotFound
+	}
+	return parseMeta(block, text)
+}
+
+// parseMeta decodes the meta.json of the block of that name.
+func parseMeta(block ulid.ULID, text []byte) (*tsdb.BlockMeta, error) {
+	var meta tsdb.BlockMeta
+	if err := json.Unmarshal(text, &meta); err != nil {
+		return nil, fmt.Errorf("%w of block %s: %w", errCorruptMeta, block, err)
+	}
+	switch {
+	case meta.ULID != block:
+		return nil, fmt.Errorf("%w of block %s: it is that of block %s", errCorruptMeta, block, meta.ULID)
+	case meta.Version != metaVersion:
+		return nil, fmt.Errorf("%w of block %s: version %d is not %d", errCorruptMeta, block, meta.Version, metaVersion)
+	case meta.MinTime > meta.MaxTime:
+		return nil, fmt.Errorf("%w of block %s: minTime %d is after maxTime %d", errCorruptMeta, block, meta.MinTime, meta.MaxTime)
+	}
+	return &meta, nil
+}
+
+// readSmall reads a whole object of limited size; found is false if there is none.
+func (s *Store) readSmall(ctx context.Context, name string) (text []byte, found bool, err error) {
+	r, err := s.bucket.Get(ctx, name)
+	if err != nil {
+		if s.bucket.IsObjNotFoundErr(err) {
+			return nil, false, nil
+		}
+		return nil, false, fmt.Errorf("read %s: %w", name, err)
+	}
+	text, err = io.ReadAll(io.LimitReader(r, maxSmallObject+1))
+	if err := errors.Join(err, r.Close()); err != nil {
+		return nil, false, fmt.Errorf("read %s: %w", name, err)
+	}
+	if len(text) > maxSmallObject {
+		// Nothing that we understand is that large; the decoder will say so.
+		text = text[:maxSmallObject]
+	}
+	return text, true, nil
+}

@@ -1,0 +1,161 @@
+package blockstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/oklog/ulid/v2"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/hundredfold/hundredfold/internal/tenant"
+)
+
+// transfers bounds the files of one block that are copied at once.
+const transfers = 4
+
+// localFile is a file of a block on this machine.
+type localFile struct {
+	name string // relative to the block, with slashes
+	path string
+	size int64
+}
+
+// Upload copies the block in dir, whose last element is its ULID, into the bucket.
+// It can be repeated: what is there already is not copied again. The block is
+// visible, and durable, once Upload has returned without an error; before that it
+// is not visible. index and chunks in dir must never change, since they may become
+// the objects themselves.
+func (s *Store) Upload(ctx context.Context, id tenant.ID, dir string) error {
+	block, content, err := localBlock(dir)
+	if err != nil {
+		return fmt.Errorf("upload block %s: %w", dir, err)
+	}
+	if err := s.upload(ctx, id, block, content); err != nil {
+		return fmt.Errorf("upload block %s of tenant %s: %w", block, id, err)
+	}
+	return nil
+}
+
+func (s *Store) upload(ctx context.Context, id tenant.ID, block ulid.ULID, content []localFile) error {
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.SetLimit(transfers)
+	for _, file := range content {
+		if file.name == metaFile {
+			continue
+		}
+		group.Go(func() error {
+			if s.matches(groupCtx, id, block, file) == nil {
+				return nil
+			}
+			return s.uploadFile(groupCtx, id, block, file)
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	var meta localFile
+	for _, file := range content {
+		if file.name == metaFile {
+			meta = file
+			continue
+		}
+		if err := s.matches(ctx, id, block, file); err != nil {
+			return err
+		}
+	}
+	if s.matches(ctx, id, block, meta) == nil {
+		return nil
+	}
+	if err := s.uploadFile(ctx, id, block, meta); err != nil {
+		return err
+	}
+	return s.matches(ctx, id, block, meta)
+}
+
+// matches returns an error unless the bucket holds an object of the file's size.
+func (s *Store) matches(ctx context.Context, id tenant.ID, block ulid.ULID, file localFile) error {
+	attrs, err := s.bucket.Attributes(ctx, blockKey(id, block, file.name))
+	if err != nil {
+		return fmt.Errorf("check %s: %w", file.name, err)
+	}
+	if attrs.Size != file.size {
+		return fmt.Errorf("check %s: it has %d bytes in the bucket and %d here", file.name, attrs.Size, file.size)
+	}
+	return nil
+}
+
+func (s *Store) uploadFile(ctx context.Context, id tenant.ID, block ulid.ULID, file localFile) error {
+	name := blockKey(id, block, file.name)
+	if s.local != nil && isImmutable(file.name) && s.local.Link(file.path, name) == nil {
+		return nil
+	}
+	f, err := os.Open(file.path)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(s.bucket.Upload(ctx, name, f), f.Close()); err != nil {
+		return fmt.Errorf("copy %s: %w", file.name, err)
+	}
+	return nil
+}
+
+// isImmutable tells which files of a block the TSDB never changes nor replaces.
+func isImmutable(file string) bool { return file == indexFile || isSegment(file) }
+
+// localBlock lists the files of the block in dir, or says why it is none.
+func localBlock(dir string) (ulid.ULID, []localFile, error) {
+	block, err := ulid.ParseStrict(filepath.Base(dir))
+	if err != nil {
+		return ulid.ULID{}, nil, fmt.Errorf("%w: the folder is not named by a ULID", ErrInvalidBlock)
+	}
+	text, err := os.ReadFile(filepath.Join(dir, metaFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return ulid.ULID{}, nil, fmt.Errorf("%w: there is no meta.json", ErrInvalidBlock)
+	}
+	if err != nil {
+		return ulid.ULID{}, nil, err
+	}
+	if _, err := parseMeta(block, text); err != nil {
+		return ulid.ULID{}, nil, fmt.Errorf("%w: %w", ErrInvalidBlock, err)
+	}
+
+	var content []localFile
+	err = filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() {
+			return err
+		}
+		relative, err := filepath.Rel(dir, path)
+		if err != nil {
+			return err
+		}
+		name := filepath.ToSlash(relative)
+		if !isBlockFile(name) {
+			return nil
+		}
+		info, err := entry.Info()
+		if err != nil {
+			return err
+		}
+		content = append(content, localFile{name: name, path: path, size: info.Size()})
+		return nil
+	})
+	if err != nil {
+		return ulid.ULID{}, nil, err
+	}
+	hasIndex, hasChunks := false, false
+	for _, file := range content {
+		hasIndex = hasIndex || file.name == indexFile
+		hasChunks = hasChunks || isSegment(file.name)
+	}
+	if !hasIndex {
+		return ulid.ULID{}, nil, fmt.Errorf("%w: there is no index", ErrInvalidBlock)
+	}
+	if !hasChunks {
+		return ulid.ULID{}, nil, fmt.Errorf("%w: there are no chunks", ErrInvalidBlock)
+	}
+	return block, content, nil
+}
