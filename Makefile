@@ -1,0 +1,128 @@
+# `make help` lists the targets. Needed: Go, make, git; for `make race` also a C
+# compiler. Everything that is built lands in .bin/.
+
+SHELL       := bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS   += --no-builtin-rules --no-print-directory
+.DEFAULT_GOAL := help
+
+BIN := $(CURDIR)/.bin
+GO  := go
+
+# Packages whose code runs concurrently: they are tested under the race
+# detector, all others without it. No package is tested twice.
+RACE_DIRS := distributor ingester querier compactor \
+	internal/blockstore internal/server internal/write
+
+FUZZTIME ?= 20s
+ROUNDS   ?= 50
+ARGS     ?=
+
+# The tools' versions are pinned by modules of their own, one for each, so that
+# neither their dependencies nor ours choose versions for the other.
+TOOLS := $(addprefix $(BIN)/,golangci-lint prometheus promtool versitygw)
+
+# cgo is on only if there is a C compiler, and the race detector needs cgo.
+HAVE_CC := $(shell command -v $$($(GO) env CC) 2>/dev/null)
+
+##@ Use
+
+.PHONY: run
+run: build ## Build and run the whole system in one process; ARGS="--flag ..." passes flags on
+	exec $(BIN)/hundredfold $(ARGS)
+
+.PHONY: build
+build: ## Build .bin/hundredfold
+	@$(GO) build -o $(BIN)/hundredfold ./cmd/hundredfold
+
+##@ Check
+
+.PHONY: test
+test: lint check unit ## Everything that CI checks: linters, generated files, all tests, race detector
+
+.PHONY: unit
+unit: build tools ## All tests, end-to-end ones included, those of concurrent packages under the race detector
+ifneq ($(HAVE_CC),)
+	@$(GO) test -timeout 20m $$($(GO) list ./... | grep -vxF "$$($(GO) list $(RACE_DIRS:%=./%/...))")
+	@$(GO) test -timeout 20m -race $(RACE_DIRS:%=./%/...)
+else ifdef CI
+	@echo "make test: the race detector needs a C compiler; install gcc" >&2; exit 1
+else
+	@echo "make test: SKIPPED the race detector, which needs a C compiler (install gcc)"
+	@$(GO) test -timeout 20m ./...
+endif
+
+.PHONY: test-short
+test-short: ## Tests that need no other program, in about a minute
+	@$(GO) test -short -timeout 10m ./...
+
+.PHONY: race
+race: build tools ## All tests under the race detector
+	@$(GO) test -race -timeout 40m ./...
+
+.PHONY: lint
+lint: $(BIN)/golangci-lint $(BIN)/promtool ## Linters, on the code and on what deploy/ holds
+	@$(BIN)/golangci-lint run
+	@$(BIN)/promtool check rules --lint=all --lint-fatal deploy/prometheus/alerts.yml
+	@$(BIN)/promtool check config --syntax-only deploy/prometheus/prometheus.yml
+
+.PHONY: format
+format: $(BIN)/golangci-lint ## Format all Go files
+	@$(BIN)/golangci-lint fmt
+
+.PHONY: check
+check: ## go.mod and generated files are up to date
+	@$(GO) mod tidy -diff
+
+.PHONY: fuzz
+fuzz: ## Fuzz every decoder for FUZZTIME each
+	@grep -rHo --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' . | sed 's/:func / /' | while read -r file name; do \
+		echo "== $$name in $$(dirname "$$file")"; \
+		$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$(dirname "$$file")"; \
+	done
+
+.PHONY: chaos
+chaos: build ## Kill the process ROUNDS times while it ingests; find every acknowledged sample
+	@HUNDREDFOLD_CHAOS_ROUNDS=$(ROUNDS) $(GO) test -count=1 -v -timeout 2h -run 'Kill' ./cmd/hundredfold/...
+
+##@ Measure
+
+.PHONY: bench
+bench: build ## Benchmarks of the hot paths, then the cost of the whole process under load
+	@$(GO) test -run '^$$' -bench . -benchmem ./distributor/... ./ingester/... ./querier/... ./internal/write/...
+	@scripts/bench.sh
+
+.PHONY: profile
+profile: build ## As the second half of bench, with a CPU profile in .bin/cpu.pprof
+	@PROFILE=$(BIN)/cpu.pprof scripts/bench.sh
+	@$(GO) tool pprof -top -nodecount 40 $(BIN)/hundredfold $(BIN)/cpu.pprof
+
+##@ Maintain
+
+.PHONY: generate
+generate: build ## Write docs/configuration.md
+
+.PHONY: tools
+tools: $(TOOLS) ## Build golangci-lint, Prometheus, promtool and an S3 server
+
+# A tool is built when it is absent or its version has changed.
+build_tool = @echo "building $(@F)"; $(GO) build -C tools/$(1) -o $@ $(2) && touch $@
+
+$(BIN)/golangci-lint: tools/lint/go.mod
+	$(call build_tool,lint,github.com/golangci/golangci-lint/v2/cmd/golangci-lint)
+$(BIN)/prometheus: tools/prometheus/go.mod
+	$(call build_tool,prometheus,github.com/prometheus/prometheus/cmd/prometheus)
+$(BIN)/promtool: tools/prometheus/go.mod
+	$(call build_tool,prometheus,github.com/prometheus/prometheus/cmd/promtool)
+$(BIN)/versitygw: tools/s3/go.mod
+	$(call build_tool,s3,github.com/versity/versitygw/cmd/versitygw)
+
+.PHONY: clean
+clean: ## Remove what was built; ./data stays
+	rm -rf $(BIN)
+
+.PHONY: help
+help: ## This list
+	@awk 'BEGIN { FS = ":.*## " } \
+		/^##@ / { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
