@@ -1,0 +1,42 @@
+package querier
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/prometheus/prometheus/model/exemplar"
+	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/storage"
+
+	"github.com/hundredfold/hundredfold/internal/tenant"
+)
+
+// ExemplarQueryable returns the exemplars, which are in the ingesters only: blocks
+// have none. The tenant is that of the context.
+func (q *Querier) ExemplarQueryable() storage.ExemplarQueryable { return exemplarQueryable{q.ingester} }
+
+type exemplarQueryable struct{ ingester Ingester }
+
+func (e exemplarQueryable) ExemplarQuerier(ctx context.Context) (storage.ExemplarQuerier, error) {
+	id, err := tenant.FromContext(ctx)
+	if err != nil {
+		return nil, err
+	}
+	inner, err := e.ingester.ExemplarQuerier(ctx, id)
+	if err != nil {
+		return nil, fmt.Errorf("read exemplars: %w", err)
+	}
+	return exemplarQuerier{inner}, nil
+}
+
+type exemplarQuerier struct{ storage.ExemplarQuerier }
+
+// Select never returns nil without an error: it becomes the JSON of an answer, and
+// clients expect a list there.
+func (e exemplarQuerier) Select(start, end int64, matchers ...[]*labels.Matcher) ([]exemplar.QueryResult, error) {
+	found, err := e.ExemplarQuerier.Select(start, end, matchers...)
+	if found == nil && err == nil {
+		found = []exemplar.QueryResult{}
+	}
+	return found, err
+}

@@ -1,0 +1,146 @@
+// Package querier answers PromQL. It merges the recent samples of the ingesters
+// with the blocks in the bucket behind Prometheus's storage interfaces, runs
+// Prometheus's engine over them under the limits of each tenant, and serves
+// Prometheus's HTTP API.
+//
+// Answers are complete or they are errors: a block that is needed and cannot be
+// read, or a bucket that was never listed, fails the query. The package writes
+// nothing to the bucket and knows no object keys.
+package querier
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/common/model"
+	"github.com/prometheus/prometheus/model/metadata"
+	"github.com/prometheus/prometheus/storage"
+	"github.com/prometheus/prometheus/tsdb"
+
+	"github.com/hundredfold/hundredfold/internal/blockstore"
+	"github.com/hundredfold/hundredfold/internal/tenant"
+)
+
+// Ingester is the recent edge of the data: heads, and blocks that queries do not
+// read from the bucket yet. It MUST keep what a querier of its own can read until
+// that querier is closed, and MUST NOT drop a block before Querier.Visible.
+type Ingester interface {
+	Querier(id tenant.ID, mint, maxt int64) (storage.Querier, error)
+	ChunkQuerier(id tenant.ID, mint, maxt int64) (storage.ChunkQuerier, error)
+	ExemplarQuerier(ctx context.Context, id tenant.ID) (storage.ExemplarQuerier, error)
+	// Metadata returns what is known of metric, or of all metrics if it is empty.
+	Metadata(id tenant.ID, metric string) map[string][]metadata.Metadata
+	// Stats describes the head; false says that no data of the tenant is in memory.
+	Stats(id tenant.ID, labelName string, limit int) (*tsdb.Stats, bool)
+}
+
+// Config says how a Querier works.
+type Config struct {
+	// RefreshInterval is how often the blocks in the bucket are listed: 1s to 15m.
+	// A block that another process uploads is read at most this much later.
+	RefreshInterval model.Duration `yaml:"refresh_interval"`
+
+	// Dir takes copies of blocks from buckets that are not local. It belongs to
+	// the Querier alone.
+	Dir string `yaml:"-"`
+	// Version is Hundredfold's own; it stands in the revision of status/buildinfo.
+	Version string `yaml:"-"`
+	// ConfigText returns the configuration in force, with secrets redacted; nil: none.
+	ConfigText func() string `yaml:"-"`
+	// Flags are the command line flags in force, with secrets redacted.
+	Flags map[string]string `yaml:"-"`
+}
+
+// Default returns the configuration of a Querier that the user does not name.
+func Default() Config {
+	return Config{RefreshInterval: model.Duration(30 * time.Second)}
+}
+
+// Validate reports all faults of c.
+func (c Config) Validate() error {
+	var errs []error
+	if d := time.Duration(c.RefreshInterval); d < time.Second || d > 15*time.Minute {
+		errs = append(errs, fmt.Errorf("refresh_interval: %s is outside 1s to 15m", c.RefreshInterval))
+	}
+	if c.Dir == "" {
+		errs = append(errs, errors.New("dir: it is empty"))
+	}
+	return errors.Join(errs...)
+}
+
+// Querier answers queries. It is safe for concurrent use.
+type Querier struct {
+	cfg      Config
+	ingester Ingester
+	limits   tenant.LimitsFunc
+	logger   *slog.Logger
+	metrics  *metrics
+	views    *views
+	blocks   *blockPool
+	engines  *engines
+	gate     *gate
+	started  time.Time
+	handler  http.Handler
+}
+
+// New returns a Querier over ing and the blocks in store. Queries fail until Run
+// has listed the bucket.
+func New(cfg Config, ing Ingester, store *blockstore.Store, limits tenant.LimitsFunc, logger *slog.Logger, reg prometheus.Registerer) (*Querier, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("querier: %w", err)
+	}
+	if logger == nil {
+		logger = slog.New(slog.DiscardHandler)
+	}
+	m := newMetrics(reg)
+	q := &Querier{
+		cfg:      cfg,
+		ingester: ing,
+		limits:   limits,
+		logger:   logger,
+		metrics:  m,
+		views:    newViews(store, m),
+		blocks:   newBlockPool(cfg.Dir, store, logger, m),
+		engines:  newEngines(limits, logger),
+		gate:     newGate(),
+		started:  time.Now(),
+	}
+	m.observeView(reg, q.views.age)
+	q.handler = q.newHandler()
+	return q, nil
+}
+
+// Run keeps the view of the bucket fresh until ctx ends. Then it closes the
+// blocks; one that a query still reads is closed at the query's end.
+func (q *Querier) Run(ctx context.Context) error {
+	if err := q.blocks.adopt(); err != nil {
+		return fmt.Errorf("querier: look for copies of blocks in %s: %w", q.cfg.Dir, err)
+	}
+	q.keepFresh(ctx)
+	return q.blocks.close()
+}
+
+// Ready returns nil once the bucket has been listed, so that queries can be answered.
+func (q *Querier) Ready() error { return q.views.loaded() }
+
+// Visible reports whether queries that start from now on read the samples of a
+// block from the bucket: from the block itself, or from one that was made of it.
+// It is true as well for a block that retention hides, since no query will need
+// another copy of it.
+func (q *Querier) Visible(id tenant.ID, block ulid.ULID) bool {
+	view, err := q.views.of(id)
+	return err == nil && view.reads(block)
+}
+
+// BlocksUploaded says that blocks of a tenant have been uploaded: its view is
+// refreshed soon. It never blocks.
+func (q *Querier) BlocksUploaded(id tenant.ID) { q.views.hint(id) }
+
+// Handler serves /api/v1/... and /federate. The tenant is in the request's context.
+func (q *Querier) Handler() http.Handler { return q.handler }
