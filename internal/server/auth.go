@@ -28,7 +28,7 @@ const (
 
 // Auth is the part of the configuration that says how clients prove who they are.
 type Auth struct {
-	Mode AuthMode `yaml:"mode" doc:"required: an address off loopback is served only if web_config_file has basic_auth_users or verified client certificates. none: anyone who reaches the listener may read and write everything."`
+	Mode AuthMode `yaml:"mode"`
 }
 
 // DefaultAuth returns the safe mode.
@@ -42,6 +42,23 @@ func (a Auth) Validate() error {
 	default:
 		return fmt.Errorf("mode: %q is unknown; write required or none", a.Mode)
 	}
+}
+
+// Check reports whether cfg may be served under auth, without listening.
+func Check(cfg Config, auth Auth) error {
+	_, err := check(cfg, auth)
+	return err
+}
+
+func check(cfg Config, auth Auth) (*net.TCPAddr, error) {
+	if err := errors.Join(cfg.Validate(), auth.Validate()); err != nil {
+		return nil, err
+	}
+	address, err := net.ResolveTCPAddr("tcp", cfg.ListenAddress)
+	if err != nil {
+		return nil, fmt.Errorf("resolve the listen address %s: %w", cfg.ListenAddress, err)
+	}
+	return address, permit(address, cfg, auth)
 }
 
 // permit refuses to serve address without authentication if other machines can

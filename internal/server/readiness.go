@@ -12,8 +12,8 @@ import (
 type Readiness struct {
 	mu struct {
 		sync.Mutex
-		components []string // in the order of their first Wait
-		reasons    map[string]string
+		components []string // in the order of their first reason
+		reasons    map[string]func() string
 		stopping   bool
 	}
 }
@@ -21,12 +21,18 @@ type Readiness struct {
 // NewReadiness returns a Readiness that waits for nothing.
 func NewReadiness() *Readiness {
 	r := &Readiness{}
-	r.mu.reasons = map[string]string{}
+	r.mu.reasons = map[string]func() string{}
 	return r
 }
 
 // Wait says that component is not ready, and why.
 func (r *Readiness) Wait(component, reason string) {
+	r.Check(component, func() string { return reason })
+}
+
+// Check says that component is ready as long as reason returns nothing. It
+// replaces what was said about component before. reason MUST NOT block.
+func (r *Readiness) Check(component string, reason func() string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if _, ok := r.mu.reasons[component]; !ok {
@@ -47,7 +53,7 @@ func (r *Readiness) Reason() (reason string, waiting bool) {
 	}
 	var reasons []string
 	for _, c := range r.mu.components {
-		if why := r.mu.reasons[c]; why != "" {
+		if why := r.mu.reasons[c](); why != "" {
 			reasons = append(reasons, c+": "+why)
 		}
 	}

@@ -43,8 +43,11 @@ const (
 
 // Config says where to listen.
 type Config struct {
-	ListenAddress string `yaml:"listen_address" doc:"Address of the HTTP listener. Anything but loopback needs authentication in web_config_file, or auth.mode: none."`
-	WebConfigFile string `yaml:"web_config_file" doc:"File with TLS and basic authentication, in the format of Prometheus's exporter-toolkit. Changes to it apply without a restart."`
+	// ListenAddress is HOST:PORT; off loopback it needs authentication.
+	ListenAddress string `yaml:"listen_address"`
+	// WebConfigFile has TLS and authentication in the format of exporter-toolkit,
+	// which reads it again for every connection. Empty: neither.
+	WebConfigFile string `yaml:"web_config_file"`
 }
 
 // DefaultConfig returns the configuration of a process that nobody configured.
@@ -79,14 +82,8 @@ func Open(cfg Config, auth Auth, readiness *Readiness, logger *slog.Logger, regi
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
 	}
-	if err := errors.Join(cfg.Validate(), auth.Validate()); err != nil {
-		return nil, err
-	}
-	address, err := net.ResolveTCPAddr("tcp", cfg.ListenAddress)
+	address, err := check(cfg, auth)
 	if err != nil {
-		return nil, fmt.Errorf("resolve the listen address %s: %w", cfg.ListenAddress, err)
-	}
-	if err := permit(address, cfg, auth); err != nil {
 		return nil, err
 	}
 	// What was resolved and permitted is what is listened on: another look-up of
