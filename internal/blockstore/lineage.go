@@ -23,8 +23,8 @@ func Sources(meta tsdb.BlockMeta) []ulid.ULID {
 // any step of a compaction: all sources of the block are sources of the other one.
 // With equal sources the block of the higher compaction level stays, then the older one.
 //
-// A block that must not be compacted supersedes nothing, since it may be damaged;
-// nor does one that retention has hidden.
+// A block that must not be compacted supersedes nothing, since it may be damaged,
+// not even with equal sources; nor does one that retention has hidden.
 func Superseded(blocks map[ulid.ULID]Block) map[ulid.ULID]ulid.ULID {
 	order := make([]ulid.ULID, 0, len(blocks))
 	for id := range blocks {
@@ -47,7 +47,7 @@ func Superseded(blocks map[ulid.ULID]Block) map[ulid.ULID]ulid.ULID {
 	for _, id := range order {
 		sources := Sources(blocks[id].Meta)
 		for _, other := range holders[sources[0]] {
-			if other != id && covers(blocks[other].Meta, blocks[id].Meta) {
+			if other != id && covers(blocks[other], blocks[id]) {
 				superseded[id] = other
 				break
 			}
@@ -57,20 +57,23 @@ func Superseded(blocks map[ulid.ULID]Block) map[ulid.ULID]ulid.ULID {
 }
 
 // covers tells whether a has all sources of b and, if they are the same, goes before b.
-func covers(a, b tsdb.BlockMeta) bool {
-	inA, inB := sourceSet(a), sourceSet(b)
+func covers(a, b Block) bool {
+	inA, inB := sourceSet(a.Meta), sourceSet(b.Meta)
 	for source := range inB {
 		if _, ok := inA[source]; !ok {
 			return false
 		}
 	}
+	levelA, levelB := a.Meta.Compaction.Level, b.Meta.Compaction.Level
 	switch {
 	case len(inA) != len(inB):
 		return true
-	case a.Compaction.Level != b.Compaction.Level:
-		return a.Compaction.Level > b.Compaction.Level
+	case b.NoCompact != nil:
+		return true
+	case levelA != levelB:
+		return levelA > levelB
 	default:
-		return a.ULID.Compare(b.ULID) < 0
+		return a.Meta.ULID.Compare(b.Meta.ULID) < 0
 	}
 }
 

@@ -43,6 +43,7 @@ func TestSourcesDecideWhichBlockSupersedesWhich(t *testing.T) {
 		{"no sources named", []blockstore.Block{block(1, 1), block(2, 1), block(9, 2, 1, 3)}, map[uint64]uint64{1: 9}},
 		{"retention hides nothing", []blockstore.Block{block(1, 1, 1), retention}, nil},
 		{"a compacted one still does, its own successor has more", []blockstore.Block{block(1, 1, 1), compacted}, map[uint64]uint64{1: 9}},
+		{"a quarantined one gives way to another result", []blockstore.Block{quarantined, block(10, 2, 1, 2)}, map[uint64]uint64{9: 10}},
 		{"a quarantined one hides nothing", []blockstore.Block{block(1, 1, 1), quarantined}, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -1,0 +1,247 @@
+// Package compactor keeps the blocks in the bucket few, large and within their
+// tenant's retention. In each pass it goes through all tenants, one after the other:
+//
+//	list -> plan (pure) -> mark, delete -> compact one job -> list again -> ...
+//
+// Blocks of 2 h become blocks of 12 h and 24 h; blocks that overlap, because of
+// samples out of order or of replicas, are merged on the way. The sources of a
+// result stay readable until readers know the result, then they are deleted.
+//
+// Every step may fail or be the last one before a crash: what it leaves behind is
+// a correct state of the bucket, and the next pass goes on from there. Nothing is
+// remembered elsewhere. A block that cannot be read is marked, reported and left
+// alone; the others are compacted without it.
+//
+// The compactor neither answers queries nor knows who does; it relies on readers
+// to follow blockstore.Superseded.
+package compactor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/common/model"
+
+	"github.com/hundredfold/hundredfold/internal/blockstore"
+	"github.com/hundredfold/hundredfold/internal/tenant"
+)
+
+// Config says how the compactor works.
+type Config struct {
+	// Dir is where blocks are brought to and results are written before they are
+	// uploaded. It needs room for twice the largest day of a tenant. On the
+	// filesystem of the bucket's directory, nothing is copied to it.
+	Dir string `yaml:"dir"`
+	// Interval is the time between two passes, at least 1s.
+	Interval model.Duration `yaml:"interval"`
+	// DeletionDelay is how long a block stays after it was marked for deletion. It
+	// must be longer than it takes readers to see new blocks, and the longest query.
+	DeletionDelay model.Duration `yaml:"deletion_delay"`
+}
+
+// Default returns the configuration of a single process.
+func Default() Config {
+	return Config{
+		Dir:           "./data/compactor",
+		Interval:      model.Duration(time.Minute),
+		DeletionDelay: model.Duration(2 * time.Hour),
+	}
+}
+
+// Validate reports all faults of c, each with its key and value.
+func (c Config) Validate() error {
+	var errs []error
+	if c.Dir == "" {
+		errs = append(errs, errors.New("compactor.dir: it is empty; name a directory for temporary files"))
+	}
+	if time.Duration(c.Interval) < time.Second {
+		errs = append(errs, fmt.Errorf("compactor.interval: %s is below 1s", c.Interval))
+	}
+	if c.DeletionDelay < 0 {
+		errs = append(errs, fmt.Errorf("compactor.deletion_delay: %s is below 0s", c.DeletionDelay))
+	}
+	return errors.Join(errs...)
+}
+
+// Compactor compacts, and deletes, the blocks of all tenants. It works on one job
+// at a time, which bounds its memory. One goroutine may use it.
+type Compactor struct {
+	cfg     Config
+	store   *blockstore.Store
+	limits  tenant.LimitsFunc
+	logger  *slog.Logger
+	metrics *metrics
+	now     func() time.Time
+
+	// What the last pass saw of each tenant, for the metrics.
+	seen map[tenant.ID]sighting
+	// Blocks whose meta.json could not be understood and that were reported so.
+	reported map[ulid.ULID]struct{}
+}
+
+// sighting is what a pass leaves of a tenant.
+type sighting struct {
+	backlog     int // compactions still to be done
+	quarantined int // blocks that are left alone
+}
+
+// New returns a Compactor that works on the blocks in store.
+func New(cfg Config, store *blockstore.Store, limits tenant.LimitsFunc, logger *slog.Logger, reg prometheus.Registerer) (*Compactor, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	if logger == nil {
+		logger = slog.New(slog.DiscardHandler)
+	}
+	return &Compactor{
+		cfg:      cfg,
+		store:    store,
+		limits:   limits,
+		logger:   logger,
+		metrics:  newMetrics(reg),
+		now:      time.Now,
+		seen:     make(map[tenant.ID]sighting),
+		reported: make(map[ulid.ULID]struct{}),
+	}, nil
+}
+
+// Run makes a pass over all tenants at once and then at each interval, until ctx
+// ends. A pass that fails is logged; the next one tries again.
+func (c *Compactor) Run(ctx context.Context) error {
+	if err := c.removeAborted(); err != nil {
+		return err
+	}
+	ticker := time.NewTicker(time.Duration(c.cfg.Interval))
+	defer ticker.Stop()
+	for {
+		if err := c.RunOnce(ctx); err != nil && ctx.Err() == nil {
+			c.logger.Error("compaction pass failed in part; blocks stay as they are and the next pass tries again", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+	}
+}
+
+// RunOnce makes one pass: for each tenant, until there is nothing left to do. The
+// error joins those of all tenants; none keeps the others from being worked on.
+func (c *Compactor) RunOnce(ctx context.Context) error {
+	start := c.now()
+	err := c.pass(ctx)
+	c.metrics.passes.Inc()
+	c.metrics.passDuration.Observe(c.now().Sub(start).Seconds())
+	if err != nil {
+		c.metrics.passFailures.Inc()
+		return err
+	}
+	c.metrics.lastSuccess.Set(float64(c.now().Unix()))
+	return nil
+}
+
+func (c *Compactor) pass(ctx context.Context) error {
+	ids, err := c.store.Tenants(ctx)
+	if err != nil {
+		return err
+	}
+	present := make(map[tenant.ID]struct{}, len(ids))
+	var errs []error
+	for _, id := range ids {
+		present[id] = struct{}{}
+		if err := ctx.Err(); err != nil {
+			return errors.Join(append(errs, err)...)
+		}
+		if err := c.tenant(ctx, id); err != nil {
+			errs = append(errs, fmt.Errorf("tenant %s: %w", id, err))
+		}
+	}
+	for id := range c.seen {
+		if _, ok := present[id]; !ok {
+			delete(c.seen, id)
+		}
+	}
+	c.showSightings()
+	return errors.Join(errs...)
+}
+
+// tenant does all that there is to do for one tenant now. No job is tried twice in
+// a pass, so one that fails is left for the next, and the others go on.
+func (c *Compactor) tenant(ctx context.Context, id tenant.ID) error {
+	var errs []error
+	tried := make(map[string]struct{})
+	for first := true; ; first = false {
+		blocks, partial, err := c.store.Blocks(ctx, id)
+		if err != nil {
+			return errors.Join(append(errs, err)...)
+		}
+		if first {
+			errs = append(errs, c.cleanPartial(ctx, id, partial))
+		}
+		todo := plan(state{
+			blocks:        blocks,
+			now:           c.now(),
+			retention:     time.Duration(c.limits(id).Retention),
+			deletionDelay: time.Duration(c.cfg.DeletionDelay),
+		})
+		c.sight(id, blocks, partial, todo)
+		if err := c.retain(ctx, id, todo); err != nil {
+			// What cannot be marked now, cannot be uploaded either.
+			return errors.Join(append(errs, err)...)
+		}
+		job, ok := next(todo.compactions, tried)
+		if !ok {
+			return errors.Join(errs...)
+		}
+		tried[job.key()] = struct{}{}
+		if err := c.compact(ctx, id, job); err != nil {
+			if ctx.Err() != nil {
+				return errors.Join(append(errs, err)...)
+			}
+			c.metrics.compactionFailures.Inc()
+			errs = append(errs, err)
+		}
+	}
+}
+
+// next returns the first job that was not tried in this pass.
+func next(jobs []compaction, tried map[string]struct{}) (compaction, bool) {
+	for _, job := range jobs {
+		if _, ok := tried[job.key()]; !ok {
+			return job, true
+		}
+	}
+	return compaction{}, false
+}
+
+// sight notes for the metrics what there is of a tenant.
+func (c *Compactor) sight(id tenant.ID, blocks map[ulid.ULID]blockstore.Block, partial []ulid.ULID, todo actions) {
+	s := sighting{backlog: len(todo.compactions)}
+	for _, block := range blocks {
+		if block.NoCompact != nil {
+			s.quarantined++
+		}
+	}
+	for _, block := range partial {
+		if _, ok := c.reported[block]; ok {
+			s.quarantined++
+		}
+	}
+	c.seen[id] = s
+	c.showSightings()
+}
+
+func (c *Compactor) showSightings() {
+	var sum sighting
+	for _, s := range c.seen {
+		sum.backlog += s.backlog
+		sum.quarantined += s.quarantined
+	}
+	c.metrics.backlog.Set(float64(sum.backlog))
+	c.metrics.quarantinedNow.Set(float64(sum.quarantined))
+}

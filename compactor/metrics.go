@@ -1,0 +1,65 @@
+package compactor
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+)
+
+type metrics struct {
+	passes       prometheus.Counter
+	passFailures prometheus.Counter
+	passDuration prometheus.Histogram
+	lastSuccess  prometheus.Gauge
+
+	compactions        prometheus.Counter
+	compactionFailures prometheus.Counter
+	compactionDuration prometheus.Histogram
+
+	blocksCompacted prometheus.Counter
+	blocksMarked    *prometheus.CounterVec // by reason, of which there are three
+	blocksUnmarked  prometheus.Counter
+	blocksDeleted   prometheus.Counter
+	partialDeleted  prometheus.Counter
+	quarantined     prometheus.Counter
+	quarantinedNow  prometheus.Gauge
+	backlog         prometheus.Gauge
+}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	factory := promauto.With(reg)
+	counter := func(name, help string) prometheus.Counter {
+		return factory.NewCounter(prometheus.CounterOpts{Name: "hundredfold_compactor_" + name, Help: help})
+	}
+	gauge := func(name, help string) prometheus.Gauge {
+		return factory.NewGauge(prometheus.GaugeOpts{Name: "hundredfold_compactor_" + name, Help: help})
+	}
+	duration := func(name, help string) prometheus.Histogram {
+		return factory.NewHistogram(prometheus.HistogramOpts{
+			Name:    "hundredfold_compactor_" + name,
+			Help:    help,
+			Buckets: prometheus.ExponentialBuckets(0.1, 4, 9), // 0.1 s to about 2 h
+		})
+	}
+	return &metrics{
+		passes:       counter("passes_total", "Passes over all tenants."),
+		passFailures: counter("pass_failures_total", "Passes in which something failed for at least one tenant."),
+		passDuration: duration("pass_duration_seconds", "Duration of a pass over all tenants."),
+		lastSuccess:  gauge("last_successful_pass_timestamp_seconds", "When the last pass without a failure ended, as Unix time."),
+
+		compactions:        counter("compactions_total", "Compactions that were completed."),
+		compactionFailures: counter("compaction_failures_total", "Compactions that failed and will be tried again."),
+		compactionDuration: duration("compaction_duration_seconds", "Duration of a completed compaction with its transfers."),
+
+		blocksCompacted: counter("blocks_compacted_total", "Blocks that went into completed compactions."),
+		blocksMarked: factory.NewCounterVec(prometheus.CounterOpts{
+			Name: "hundredfold_compactor_blocks_marked_total",
+			Help: "Blocks that were marked for deletion, by reason.",
+		}, []string{"reason"}),
+		blocksUnmarked: counter("blocks_unmarked_total", "Blocks whose mark for deletion was taken off because no other block holds their samples."),
+		blocksDeleted:  counter("blocks_deleted_total", "Blocks that were deleted after they had been marked."),
+		partialDeleted: counter("partial_blocks_deleted_total", "Remains of uploads and deletions that were never completed and have been deleted."),
+		quarantined:    counter("blocks_quarantined_total", "Blocks found damaged, which are left alone from then on."),
+		quarantinedNow: gauge("quarantined_blocks", "Blocks that are left alone: damaged, marked by hand, or with a meta.json that cannot be understood."),
+		backlog:        gauge("backlog_compactions", "Compactions that are planned and not yet done."),
+	}
+}

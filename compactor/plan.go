@@ -1,0 +1,212 @@
+package compactor
+
+import (
+	"cmp"
+	"math"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+	"github.com/prometheus/prometheus/tsdb"
+
+	"github.com/hundredfold/hundredfold/internal/blockstore"
+)
+
+const (
+	// settleData is how far the tenant's newest block must begin after the end of
+	// a range before the range is compacted. Samples may come three hours late, and
+	// are cut with the head that follows; then they are in the bucket too, and the
+	// range is compacted once instead of twice.
+	settleData = 4 * time.Hour
+	// settleIdle is how long after its end a range is compacted in any case, for
+	// tenants that have stopped sending.
+	settleIdle = 8 * time.Hour
+
+	// maxInputs bounds the blocks of one job, each of which takes memory and file
+	// descriptors. What is left joins the result in a later job.
+	maxInputs = 64
+)
+
+// state is all that a plan depends on.
+type state struct {
+	blocks        map[ulid.ULID]blockstore.Block
+	now           time.Time
+	retention     time.Duration // 0: for ever
+	deletionDelay time.Duration
+}
+
+// actions is what is to be done, each list in a fixed order.
+type actions struct {
+	marks       []mark
+	unmarks     []ulid.ULID // marked as compacted, but no other block has their samples
+	deletions   []ulid.ULID // marked long enough ago
+	compactions []compaction
+}
+
+// mark says that a block is to be marked for deletion.
+type mark struct {
+	block  ulid.ULID
+	reason blockstore.DeletionReason
+	by     ulid.ULID // the block that supersedes it, for reason compacted
+}
+
+// compaction says that blocks are to be merged into one.
+type compaction struct {
+	blocks   []ulid.ULID // by start, then by name
+	start    int64       // of the aligned range that they lie in, in ms
+	length   time.Duration
+	vertical bool // some of them overlap
+}
+
+// key identifies a job.
+func (c compaction) key() string {
+	names := make([]string, len(c.blocks))
+	for i, block := range c.blocks {
+		names[i] = block.String()
+	}
+	return strings.Join(names, ",")
+}
+
+// plan says what is to be done with a tenant's blocks. It is a pure function, and
+// carrying out its actions, in any order and any number of times, leads to a state
+// for which there is nothing left to do but to wait:
+//
+//   - A block that ends before the retention begins is marked for deletion.
+//   - A block whose sources are all in another one is marked as compacted.
+//   - A marked block is deleted once the delay has passed. One marked as compacted
+//     is first looked at again: if the block that superseded it is gone or damaged,
+//     the mark is taken off and the block is compacted anew. So no sequence of
+//     failures deletes the last copy of a sample.
+//   - The other blocks are merged within aligned ranges of 24 h, 12 h and 2 h: all
+//     blocks in the largest range that has settled at once. Within 2 h there are
+//     several blocks only if they overlap or a head was cut early.
+//
+// Blocks longer than 24 h, or across the bounds of a day, are left alone, as are
+// those with a mark against compaction. Blocks of stale or selected series, which
+// the TSDB keeps apart on an ingester's disk for the sake of its replay, are like
+// any others here; and that a Prometheus failed to compact a block says nothing
+// about us.
+func plan(s state) actions {
+	var todo actions
+	view := make(map[ulid.ULID]blockstore.Block, len(s.blocks))
+	for _, id := range sorted(s.blocks) {
+		block := s.blocks[id]
+		if block.Deletion == nil && s.expired(block.Meta) {
+			todo.marks = append(todo.marks, mark{block: id, reason: blockstore.DeletionRetention})
+			block.Deletion = &blockstore.DeletionMark{Reason: blockstore.DeletionRetention, Time: s.now}
+		}
+		view[id] = block
+	}
+
+	superseded := blockstore.Superseded(view)
+	var candidates []tsdb.BlockMeta
+	for _, id := range sorted(view) {
+		block := view[id]
+		by, isSuperseded := superseded[id]
+		switch {
+		case block.Deletion != nil && block.Deletion.Reason == blockstore.DeletionCompacted && !isSuperseded && !s.expired(block.Meta):
+			todo.unmarks = append(todo.unmarks, id)
+		case block.Deletion != nil:
+			if !s.now.Before(block.Deletion.Time.Add(s.deletionDelay)) && s.blocks[id].Deletion != nil {
+				todo.deletions = append(todo.deletions, id)
+			}
+			continue
+		case isSuperseded:
+			todo.marks = append(todo.marks, mark{block: id, reason: blockstore.DeletionCompacted, by: by})
+			continue
+		}
+		if block.NoCompact == nil {
+			candidates = append(candidates, block.Meta)
+		}
+	}
+	todo.compactions = merge(nil, candidates, []time.Duration{24 * time.Hour, 12 * time.Hour, 2 * time.Hour}, s.settled())
+	return todo
+}
+
+// expired tells whether all samples of a block are older than the retention.
+func (s state) expired(meta tsdb.BlockMeta) bool {
+	return s.retention > 0 && meta.MaxTime <= s.now.Add(-s.retention).UnixMilli()
+}
+
+// settled returns a function that tells whether what belongs before end (in ms) has
+// probably arrived.
+func (s state) settled() func(end int64) bool {
+	now := s.now.UnixMilli()
+	newest := int64(math.MinInt64)
+	for _, block := range s.blocks {
+		// A block from the future says nothing about the past.
+		if start := block.Meta.MinTime; start <= now {
+			newest = max(newest, start)
+		}
+	}
+	return func(end int64) bool {
+		return now >= end+settleIdle.Milliseconds() || newest >= end+settleData.Milliseconds()
+	}
+}
+
+// merge appends the jobs for blocks within aligned ranges of the first length that
+// have settled, and looks at the shorter lengths within the others.
+func merge(jobs []compaction, blocks []tsdb.BlockMeta, lengths []time.Duration, settled func(end int64) bool) []compaction {
+	if len(lengths) == 0 {
+		return jobs
+	}
+	ranges := make(map[int64][]tsdb.BlockMeta)
+	for _, block := range blocks {
+		start := alignDown(block.MinTime, lengths[0])
+		if block.MaxTime <= start+lengths[0].Milliseconds() {
+			ranges[start] = append(ranges[start], block)
+		}
+	}
+	starts := make([]int64, 0, len(ranges))
+	for start := range ranges {
+		starts = append(starts, start)
+	}
+	slices.Sort(starts)
+	for _, start := range starts {
+		inside := ranges[start]
+		switch {
+		case len(inside) < 2:
+		case settled(start + lengths[0].Milliseconds()):
+			jobs = append(jobs, job(start, lengths[0], inside))
+		default:
+			jobs = merge(jobs, inside, lengths[1:], settled)
+		}
+	}
+	return jobs
+}
+
+func job(start int64, length time.Duration, blocks []tsdb.BlockMeta) compaction {
+	slices.SortFunc(blocks, func(a, b tsdb.BlockMeta) int {
+		return cmp.Or(cmp.Compare(a.MinTime, b.MinTime), a.ULID.Compare(b.ULID))
+	})
+	if len(blocks) > maxInputs {
+		blocks = blocks[:maxInputs]
+	}
+	result := compaction{start: start, length: length}
+	end := blocks[0].MinTime
+	for _, block := range blocks {
+		result.blocks = append(result.blocks, block.ULID)
+		result.vertical = result.vertical || block.MinTime < end
+		end = max(end, block.MaxTime)
+	}
+	return result
+}
+
+// alignDown returns the start of the aligned range that t (in ms) lies in.
+func alignDown(t int64, length time.Duration) int64 {
+	into := t % length.Milliseconds()
+	if into < 0 {
+		into += length.Milliseconds()
+	}
+	return t - into
+}
+
+func sorted(blocks map[ulid.ULID]blockstore.Block) []ulid.ULID {
+	ids := make([]ulid.ULID, 0, len(blocks))
+	for id := range blocks {
+		ids = append(ids, id)
+	}
+	slices.SortFunc(ids, ulid.ULID.Compare)
+	return ids
+}
