@@ -76,7 +76,7 @@ func TestEqualWorldsAreEqualAndOthersShareNoSeries(t *testing.T) {
 		in := a.instance(pod, 5)
 		for slot := range a.podSeries(pod) {
 			tm := a.template(pod, slot)
-			require.True(t, a.value(tm, in, in.born+77) == b.value(tm, in, in.born+77))
+			require.Equal(t, math.Float64bits(a.value(tm, in, in.born+77)), math.Float64bits(b.value(tm, in, in.born+77)))
 		}
 	}
 }
