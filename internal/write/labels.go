@@ -13,7 +13,7 @@ import (
 // error is a *SeriesError that names the fault, the limit and its value.
 func ValidateLabels(ls labels.Labels, limits tenant.Limits) error {
 	invalid := func(reason Reason, format string, args ...any) error {
-		return &SeriesError{Reason: reason, Detail: fmt.Sprintf(format, args...), Labels: clip(ls.String())}
+		return &SeriesError{Reason: reason, Detail: fmt.Sprintf(format, args...), Labels: Clip(ls.String())}
 	}
 	if ls.Get(labels.MetricName) == "" {
 		return invalid(ReasonMissingName, "the label __name__ is missing or empty")
@@ -28,23 +28,23 @@ func ValidateLabels(ls labels.Labels, limits tenant.Limits) error {
 		case l.Name == "":
 			return invalid(ReasonInvalidLabel, "a label name is empty")
 		case !first && l.Name == previous:
-			return invalid(ReasonDuplicateLabel, "the label name %q stands twice", clip(l.Name))
+			return invalid(ReasonDuplicateLabel, "the label name %q stands twice", Clip(l.Name))
 		case !utf8.ValidString(l.Name):
-			return invalid(ReasonInvalidLabel, "the label name %q is not UTF-8", clip(l.Name))
+			return invalid(ReasonInvalidLabel, "the label name %q is not UTF-8", Clip(l.Name))
 		case !utf8.ValidString(l.Value):
-			return invalid(ReasonInvalidLabel, "the value %q of label %q is not UTF-8", clip(l.Value), clip(l.Name))
+			return invalid(ReasonInvalidLabel, "the value %q of label %q is not UTF-8", Clip(l.Value), Clip(l.Name))
 		case limits.MaxLabelNameBytes > 0 && len(l.Name) > limits.MaxLabelNameBytes:
-			return invalid(ReasonLabelTooLong, "the label name %q has %d bytes and exceeds the limit max_label_name_bytes of %d", clip(l.Name), len(l.Name), limits.MaxLabelNameBytes)
+			return invalid(ReasonLabelTooLong, "the label name %q has %d bytes and exceeds the limit max_label_name_bytes of %d", Clip(l.Name), len(l.Name), limits.MaxLabelNameBytes)
 		case limits.MaxLabelValueBytes > 0 && len(l.Value) > limits.MaxLabelValueBytes:
-			return invalid(ReasonLabelTooLong, "the value of label %q has %d bytes and exceeds the limit max_label_value_bytes of %d", clip(l.Name), len(l.Value), limits.MaxLabelValueBytes)
+			return invalid(ReasonLabelTooLong, "the value of label %q has %d bytes and exceeds the limit max_label_value_bytes of %d", Clip(l.Name), len(l.Value), limits.MaxLabelValueBytes)
 		}
 		previous, first = l.Name, false
 		return nil
 	})
 }
 
-// clip shortens s for a message: senders log messages verbatim.
-func clip(s string) string {
+// Clip shortens s for a message: senders log messages verbatim.
+func Clip(s string) string {
 	const limit = 256
 	if len(s) <= limit {
 		return s

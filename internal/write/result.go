@@ -28,6 +28,8 @@ const (
 
 	// A limit of the tenant is reached; the samples are dropped because of it.
 	ReasonTenantSeriesLimit Reason = "tenant_series_limit"
+	// The process is nearly full and this tenant grows fastest.
+	ReasonTenantGrowthLimit Reason = "tenant_growth_limit"
 
 	// The process protects itself; the same request will succeed later.
 	ReasonInstanceSeriesLimit Reason = "instance_series_limit"
@@ -47,7 +49,7 @@ const (
 // Class returns the class of r.
 func (r Reason) Class() Class {
 	switch r {
-	case ReasonTenantSeriesLimit:
+	case ReasonTenantSeriesLimit, ReasonTenantGrowthLimit:
 		return ClassLimited
 	case ReasonInstanceSeriesLimit, ReasonInstanceHeapLimit:
 		return ClassUnavailable

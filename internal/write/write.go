@@ -6,6 +6,7 @@
 package write
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/prometheus/prometheus/model/exemplar"
@@ -42,7 +43,8 @@ type Series struct {
 	// Batch.Resolve finds the true one.
 	ID Identity
 	// Err is set by a decoder that could not make sense of this series alone
-	// (say, a symbol reference out of range). All its samples are rejected.
+	// (say, a symbol reference out of range). All its samples are rejected: for
+	// the reason it gives if it is a *SeriesError, else as malformed.
 	Err error
 
 	Samples, Histograms, Exemplars Span
@@ -96,7 +98,11 @@ func (l Labels) AppendLabels(i int, b *labels.ScratchBuilder) error {
 // the batch. The error is a *SeriesError.
 func (b *Batch) Resolve(i int, limits tenant.Limits, scratch *labels.ScratchBuilder, h *Hasher) (labels.Labels, Identity, error) {
 	if err := b.Series[i].Err; err != nil {
-		return labels.EmptyLabels(), Identity{}, &SeriesError{Reason: ReasonMalformedSeries, Detail: err.Error()}
+		var reason *SeriesError
+		if !errors.As(err, &reason) {
+			reason = &SeriesError{Reason: ReasonMalformedSeries, Detail: err.Error()}
+		}
+		return labels.EmptyLabels(), Identity{}, reason
 	}
 	scratch.Reset()
 	if err := b.Source.AppendLabels(i, scratch); err != nil {

@@ -1,0 +1,381 @@
+package ingester
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand"
+	"os"
+	"path/filepath"
+	"sort"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/hundredfold/hundredfold/internal/blockstore"
+	"github.com/hundredfold/hundredfold/internal/tenant"
+	"github.com/hundredfold/hundredfold/internal/wire"
+	"github.com/hundredfold/hundredfold/internal/write"
+)
+
+func TestBlocksStayLocalUntilQueriesReadThemFromTheBucket(t *testing.T) {
+	f := newFixture(t)
+	f.seeAll = false
+	f.advance(6 * time.Hour)
+	want := []string{}
+	for at := time.Duration(0); at <= 5*time.Hour+10*time.Minute; at += 10 * time.Minute {
+		f.push(acme, sample{"a", at, 1})
+		want = append(want, fmt.Sprintf("%s 1", at))
+	}
+	f.round(acme)
+	db := f.lookup(acme).db
+	require.Len(t, db.Blocks(), 2, "two windows are complete: 12:00 and 14:00")
+	require.Equal(t, want, f.stored(acme)["a"])
+	require.Equal(t, want[:24], f.inBucket(acme)["a"])
+
+	f.round(acme)
+	require.Len(t, db.Blocks(), 2, "uploaded, but no query would find them in the bucket")
+
+	first := db.Blocks()[0].Meta().ULID
+	f.visible[first] = true
+	f.round(acme)
+	require.Len(t, db.Blocks(), 1)
+	require.Equal(t, want[12:], f.stored(acme)["a"])
+}
+
+func TestCutBlocksAreAlignedToTwoHours(t *testing.T) {
+	f := newFixture(t)
+	f.seeAll = false
+	f.advance(8 * time.Hour)
+	for at := 30 * time.Minute; at <= 7*time.Hour; at += 30 * time.Minute {
+		f.push(acme, sample{"a", at, 1})
+	}
+	require.NoError(t, f.Flush(context.Background(), acme))
+	for _, b := range f.lookup(acme).db.Blocks() {
+		require.Equal(t, floorTo(b.MinTime(), blockRange.Milliseconds()), floorTo(b.MaxTime()-1, blockRange.Milliseconds()), "block %s", b)
+	}
+}
+
+func TestUploadIsNotRepeatedAfterARestart(t *testing.T) {
+	f := newFixture(t)
+	f.seeAll = false
+	f.push(acme, sample{"a", 0, 1})
+	require.NoError(t, f.Flush(context.Background(), acme))
+	store := blockstore.New(f.bucket, nil)
+	blocks, _, err := store.Blocks(context.Background(), acme)
+	require.NoError(t, err)
+	require.Len(t, blocks, 1)
+	for id := range blocks {
+		require.NoError(t, store.Delete(context.Background(), acme, id), "as the compactor does after a merge")
+	}
+	f.restart()
+	f.round(acme)
+	blocks, _, err = store.Blocks(context.Background(), acme)
+	require.NoError(t, err)
+	require.Empty(t, blocks)
+}
+
+func TestIdleTenantIsCutUploadedAndClosed(t *testing.T) {
+	f := newFixture(t)
+	f.seeAll = false
+	f.push(acme, sample{"a", 0, 1}, sample{"a", -time.Minute, 2})
+	f.advance(2 * time.Hour)
+	f.round(acme)
+	require.Equal(t, []string{"-1m0s 2", "0s 1"}, f.inBucket(acme)["a"])
+	require.NotNil(t, f.lookup(acme), "queries don't read it from the bucket yet")
+
+	f.seeAll = true
+	f.round(acme)
+	require.Nil(t, f.lookup(acme))
+	require.NoDirExists(t, filepath.Join(f.dir, "ingester", string(acme)))
+	require.Empty(t, f.stored(acme))
+	require.Zero(t, f.caps.series.Load())
+
+	f.push(acme, sample{"a", time.Hour, 3})
+	require.Equal(t, []string{"1h0m0s 3"}, f.stored(acme)["a"], "it comes back with its next write")
+}
+
+func TestAcknowledgedSamplesSurviveTheDeathOfTheProcess(t *testing.T) {
+	f := newFixture(t)
+	f.push(acme, sample{"a", 0, 1}, sample{"b", 0, 2}, sample{"a", -time.Minute, 3})
+	want := f.stored(acme)
+	// What a killed process leaves is what its files hold at this moment.
+	crashed := newFixture(t)
+	require.NoError(t, crashed.close())
+	require.NoError(t, os.RemoveAll(crashed.dir))
+	require.NoError(t, os.CopyFS(crashed.dir, os.DirFS(f.dir)))
+	crashed.open()
+	require.Equal(t, want, crashed.stored(acme))
+	crashed.push(acme, sample{"a", time.Second, 4})
+}
+
+func TestBrokenLogRefusesWritesUntilItIsOpenedAnew(t *testing.T) {
+	f := newFixture(t)
+	f.push(acme, sample{"a", 0, 1})
+	f.lookup(acme).broken.Store(true)
+
+	_, err := f.Push(context.Background(), acme, batch(sample{"a", time.Second, 2}))
+	var unavailable *wire.UnavailableError
+	require.ErrorAs(t, err, &unavailable)
+	require.ErrorIs(t, err, errBroken)
+	require.Equal(t, []string{"0s 1"}, f.stored(acme)["a"], "reads go on")
+
+	f.round(acme)
+	f.push(acme, sample{"a", time.Second, 2})
+	require.Equal(t, []string{"0s 1", "1s 2"}, f.stored(acme)["a"])
+}
+
+func TestFullOrReadOnlyDiskRefusesWritesAndRecovers(t *testing.T) {
+	f := newFixture(t)
+	f.push(acme, sample{"a", 0, 1})
+	for name, statf := range map[string]func(string) (uint64, bool, error){
+		"full":      func(string) (uint64, bool, error) { return 1 << 20, false, nil },
+		"read-only": func(string) (uint64, bool, error) { return 1 << 40, true, nil },
+		"gone":      func(string) (uint64, bool, error) { return 0, false, errors.New("I/O error") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			f.disk.statf, f.disk.checked = statf, time.Time{}
+			_, err := f.Push(context.Background(), acme, batch(sample{"a", time.Second, 2}))
+			var unavailable *wire.UnavailableError
+			require.ErrorAs(t, err, &unavailable)
+			require.ErrorIs(t, err, errDisk)
+			require.Equal(t, []string{"0s 1"}, f.stored(acme)["a"], "reads go on")
+		})
+	}
+	f.disk.statf, f.disk.checked = statfs, time.Time{}
+	f.push(acme, sample{"a", time.Second, 2})
+}
+
+func TestTenantThatDoesNotOpenLeavesTheOthersAlone(t *testing.T) {
+	f := newFixture(t)
+	f.push(acme, sample{"a", 0, 1})
+	f.push("other", sample{"a", 0, 2})
+	require.NoError(t, f.close())
+	broken := filepath.Join(f.dir, "ingester", "acme", shippedFile)
+	require.NoError(t, os.WriteFile(broken, []byte("{"), 0o600))
+	f.open()
+
+	require.Equal(t, []string{"0s 2"}, f.stored("other")["a"])
+	_, err := f.Push(context.Background(), acme, batch(sample{"a", time.Second, 2}))
+	var unavailable *wire.UnavailableError
+	require.ErrorAs(t, err, &unavailable)
+	_, err = f.Querier(acme, 0, 1)
+	require.ErrorAs(t, err, &unavailable, "an answer without its samples would be a wrong one")
+
+	require.NoError(t, os.Remove(broken))
+	f.advance(24 * time.Hour * 365)
+	f.lookup(acme).retryAt = time.Time{}
+	f.round(acme)
+	require.Equal(t, []string{"0s 1"}, f.stored(acme)["a"])
+}
+
+func TestTenantSeriesLimit(t *testing.T) {
+	f := newFixture(t, withLimits(func(l *tenant.Limits) { l.MaxSeries = 2 }))
+	result := f.offer(acme, batch(sample{"a", 0, 1}, sample{"b", 0, 1}, sample{"c", 0, 1}, sample{"a", time.Second, 1}))
+	require.Equal(t, 3, result.Written.Samples, "known series go on")
+	require.Equal(t, write.ReasonTenantSeriesLimit, result.Rejected[0].Reason)
+	require.Contains(t, result.Rejected[0].Example.Error(), "tenant acme has reached its limit max_series of 2")
+	f.push("other", sample{"a", 0, 1})
+
+	f.limits.MaxSeries = 1
+	f.restart()
+	f.push(acme, sample{"b", time.Second, 1})
+	require.Len(t, f.stored(acme), 2, "no limit drops what the log holds")
+}
+
+func TestProcessSeriesLimit(t *testing.T) {
+	f := newFixture(t, withConfig(func(c *Config) { c.MaxSeries = 10 }))
+	for i := range 8 {
+		f.push(acme, sample{fmt.Sprint(i), 0, 1})
+	}
+	f.push("other", sample{"a", 0, 1})
+	f.maintain(context.Background())
+
+	near := f.offer(acme, batch(sample{"new", 0, 1}, sample{"1", time.Second, 1}))
+	require.Equal(t, 1, near.Written.Samples)
+	require.Equal(t, write.ReasonTenantGrowthLimit, near.Rejected[0].Reason, "the tenant that grows fastest is stopped first")
+	f.push("other", sample{"b", 0, 1})
+
+	full := f.offer("other", batch(sample{"c", 0, 1}))
+	require.Equal(t, write.ReasonInstanceSeriesLimit, full.Rejected[0].Reason)
+	require.Equal(t, 503, wire.HTTPStatus(full.Err()))
+	require.Contains(t, full.Err().Error(), "ingester.max_series is 10")
+}
+
+func TestHeapNearTheMemoryLimitRefusesNewSeries(t *testing.T) {
+	c := &caps{maxHeap: 1000}
+	c.decide(map[tenant.ID]int64{"calm": 1, "busy": 100}, 700)
+	require.Nil(t, c.check("busy"))
+	c.decide(map[tenant.ID]int64{"calm": 1, "busy": 100}, 760)
+	require.Nil(t, c.check("calm"))
+	require.Equal(t, write.ReasonTenantGrowthLimit, c.check("busy").Reason)
+	c.decide(map[tenant.ID]int64{"calm": 1, "busy": 100}, 860)
+	require.Equal(t, write.ReasonInstanceHeapLimit, c.check("calm").Reason)
+}
+
+// TestAnyHistoryKeepsEverySampleOnce pushes samples in random order, again and
+// with other values, between restarts, cuts and deletions of local blocks, and
+// compares what is held here and in the bucket with a plain map.
+func TestAnyHistoryKeepsEverySampleOnce(t *testing.T) {
+	for seed := range int64(5) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			rng := rand.New(rand.NewSource(seed))
+			f := newFixture(t)
+			f.seeAll = false
+			twin := map[string]map[time.Duration]float64{}
+			var clock time.Duration
+			pushRandom(t, f, rng, twin, clock)
+			for range 80 {
+				switch rng.Intn(12) {
+				case 0:
+					f.restart()
+				case 1:
+					require.NoError(t, f.Flush(context.Background(), acme))
+				case 2:
+					f.round(acme)
+				case 3:
+					clock += time.Duration(rng.Intn(90)) * time.Minute
+					f.mu.Lock()
+					f.now = noon.Add(clock)
+					f.mu.Unlock()
+				default:
+					pushRandom(t, f, rng, twin, clock)
+				}
+				require.Equal(t, texts(twin), f.stored(acme))
+			}
+			require.NoError(t, f.Flush(context.Background(), acme))
+			require.Equal(t, texts(twin), f.inBucket(acme), "the bucket holds every sample, with one value")
+		})
+	}
+}
+
+// pushRandom pushes a random request and requires the answer that twin predicts.
+func pushRandom(t *testing.T, f *fixture, rng *rand.Rand, twin map[string]map[time.Duration]float64, clock time.Duration) {
+	t.Helper()
+	const never = time.Duration(-1 << 62)
+	before := never
+	for _, s := range twin {
+		for at := range s {
+			before = max(before, at)
+		}
+	}
+	candidates := make([]sample, 1+rng.Intn(8))
+	after := before
+	for i := range candidates {
+		candidates[i] = sample{fmt.Sprint(rng.Intn(4)), clock - time.Duration(rng.Intn(200))*time.Minute, float64(rng.Intn(2))}
+		after = max(after, candidates[i].at)
+	}
+	if before == never {
+		candidates, after = candidates[:1], candidates[0].at
+	}
+	var (
+		request         []sample
+		written, denied int
+	)
+	for _, s := range candidates {
+		if s.at >= before-3*time.Hour && s.at < after-3*time.Hour+time.Minute {
+			continue // Its fate depends on its place in the request, or on a millisecond.
+		}
+		request = append(request, s)
+		if twin[s.series] == nil {
+			twin[s.series] = map[time.Duration]float64{}
+		}
+		v, known := twin[s.series][s.at]
+		switch {
+		case known && v == s.v:
+			written++
+		case known, before != never && s.at < before-3*time.Hour:
+			denied++
+		default:
+			twin[s.series][s.at] = s.v
+			written++
+		}
+	}
+	result := f.offer(acme, batch(request...))
+	rejected := 0
+	for _, r := range result.Rejected {
+		rejected += r.Count
+	}
+	require.Equal(t, written, result.Written.Samples, "%v %v", request, result.Err())
+	require.Equal(t, denied, rejected)
+}
+
+func texts(twin map[string]map[time.Duration]float64) map[string][]string {
+	out := map[string][]string{}
+	for name, s := range twin {
+		var ats []time.Duration
+		for at := range s {
+			ats = append(ats, at)
+		}
+		sort.Slice(ats, func(i, j int) bool { return ats[i] < ats[j] })
+		for _, at := range ats {
+			out[name] = append(out[name], fmt.Sprintf("%s %v", at, s[at]))
+		}
+	}
+	return out
+}
+
+func TestTableAgreesWithAMap(t *testing.T) {
+	rng := rand.New(rand.NewSource(1))
+	var tab table
+	twin := map[write.Identity]int64{}
+	for range 20_000 {
+		id := write.Identity{Hi: rng.Uint64() % 3000, Lo: 1 + rng.Uint64()%3}
+		if e := tab.find(id); e != nil {
+			require.Equal(t, twin[id], e.lastT)
+			e.lastT++
+			twin[id]++
+			continue
+		}
+		require.NotContains(t, twin, id)
+		tab.insert(entry{id: id, lastT: int64(len(twin))})
+		twin[id] = int64(len(twin))
+		if rng.Intn(1000) == 0 {
+			tab.dropBefore(500)
+			for id, last := range twin {
+				if last < 500 {
+					delete(twin, id)
+				}
+			}
+		}
+	}
+	require.Equal(t, len(twin), tab.used)
+	for id, last := range twin {
+		require.Equal(t, last, tab.find(id).lastT)
+	}
+}
+
+func TestConcurrentPushesQueriesAndMaintenance(t *testing.T) {
+	f := newFixture(t)
+	f.advance(24 * time.Hour)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for at := time.Duration(0); at < 20*time.Hour; at += 10 * time.Minute {
+			for _, id := range []tenant.ID{"one", "two"} {
+				if _, err := f.Push(context.Background(), id, batch(sample{"a", at, 1}, sample{"b", at, 2})); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+	}()
+	for running := true; running; {
+		select {
+		case <-done:
+			running = false
+		default:
+		}
+		f.maintain(context.Background())
+		for _, id := range []tenant.ID{"one", "two"} {
+			f.stored(id)
+			for _, s := range f.Summaries() {
+				require.LessOrEqual(t, s.Series, uint64(2))
+			}
+		}
+	}
+	for _, id := range []tenant.ID{"one", "two"} {
+		require.NoError(t, f.Flush(context.Background(), id))
+		require.Len(t, f.inBucket(id)["a"], 120)
+	}
+}

@@ -1,0 +1,87 @@
+package ingester
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+)
+
+type metrics struct {
+	appended            prometheus.Counter
+	refused             *prometheus.CounterVec
+	duplicates          prometheus.Counter
+	compared            prometheus.Counter
+	cuts                prometheus.Counter
+	cutSeconds          prometheus.Histogram
+	uploads             prometheus.Counter
+	uploadFailures      prometheus.Counter
+	maintenanceFailures *prometheus.CounterVec
+	walFailures         prometheus.Counter
+}
+
+func newMetrics(reg prometheus.Registerer, i *Ingester) *metrics {
+	f := promauto.With(reg)
+	f.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "hundredfold_ingester_series",
+		Help: "Series in memory, of all tenants.",
+	}, func() float64 { return float64(i.caps.series.Load()) })
+	f.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "hundredfold_ingester_series_limit",
+		Help: "Cap on the series in memory, of all tenants; 0 if there is none.",
+	}, func() float64 { return float64(i.caps.maxSeries) })
+	f.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "hundredfold_ingester_tenants",
+		Help: "Tenants with data on this ingester.",
+	}, func() float64 { return float64(len(i.all())) })
+	f.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "hundredfold_ingester_writes_refused_by_disk",
+		Help: "1 while writes are refused because the data directory is full or read-only.",
+	}, func() float64 {
+		if i.disk.check(0, i.caps.series.Load()) != nil {
+			return 1
+		}
+		return 0
+	})
+	return &metrics{
+		appended: f.NewCounter(prometheus.CounterOpts{
+			Name: "hundredfold_ingester_appended_samples_total",
+			Help: "Samples and histograms that were written or had been written before.",
+		}),
+		refused: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "hundredfold_ingester_refused_requests_total",
+			Help: "Requests refused as a whole, by cause; senders try them again.",
+		}, []string{"cause"}),
+		duplicates: f.NewCounter(prometheus.CounterOpts{
+			Name: "hundredfold_ingester_duplicate_samples_total",
+			Help: "Samples that were stored already with the same value and therefore not appended.",
+		}),
+		compared: f.NewCounter(prometheus.CounterOpts{
+			Name: "hundredfold_ingester_compared_samples_total",
+			Help: "Samples not newer than their series' newest, which were compared with what is stored.",
+		}),
+		cuts: f.NewCounter(prometheus.CounterOpts{
+			Name: "hundredfold_ingester_cuts_total",
+			Help: "Times that blocks were cut from a tenant's head.",
+		}),
+		cutSeconds: f.NewHistogram(prometheus.HistogramOpts{
+			Name:    "hundredfold_ingester_cut_duration_seconds",
+			Help:    "How long cutting blocks from one tenant's head took.",
+			Buckets: prometheus.ExponentialBuckets(0.1, 3, 8),
+		}),
+		uploads: f.NewCounter(prometheus.CounterOpts{
+			Name: "hundredfold_ingester_uploaded_blocks_total",
+			Help: "Blocks uploaded to the bucket.",
+		}),
+		uploadFailures: f.NewCounter(prometheus.CounterOpts{
+			Name: "hundredfold_ingester_upload_failures_total",
+			Help: "Uploads of a block that failed; they are tried again.",
+		}),
+		maintenanceFailures: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "hundredfold_ingester_maintenance_failures_total",
+			Help: "Rounds of cutting, uploading and deleting that ended early, by tenant.",
+		}, []string{"tenant"}),
+		walFailures: f.NewCounter(prometheus.CounterOpts{
+			Name: "hundredfold_ingester_wal_failures_total",
+			Help: "Commits that could not be written to the write-ahead log. The tenant refuses writes until its TSDB is opened anew.",
+		}),
+	}
+}

@@ -1,0 +1,371 @@
+package ingester
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/prometheus/prometheus/model/histogram"
+	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/storage"
+	"github.com/prometheus/prometheus/tsdb"
+
+	"github.com/hundredfold/hundredfold/internal/tenant"
+	"github.com/hundredfold/hundredfold/internal/wire"
+	"github.com/hundredfold/hundredfold/internal/write"
+)
+
+// maxAhead is how far in the future a sample may lie (what Prometheus allows).
+const maxAhead = 10 * time.Minute
+
+// appendState is what pushes to one open TSDB use again and again.
+type appendState struct {
+	table   table
+	hasher  *write.Hasher
+	scratch labels.ScratchBuilder
+	late    []lateSample
+}
+
+func newAppendState() appendState {
+	return appendState{hasher: write.NewHasher(), scratch: labels.NewScratchBuilder(32)}
+}
+
+// lateSample is a sample of a batch that is not newer than its series' newest.
+type lateSample struct {
+	series    int
+	index     uint32 // into the batch's Samples or Histograms
+	histogram bool
+}
+
+// push appends b. The caller sees errClosed if the tenant was closed meanwhile.
+func (t *tenantDB) push(b *write.Batch) (write.Result, error) {
+	db, release, err := t.acquire()
+	if errors.Is(err, errClosed) {
+		if err := t.open(); err != nil {
+			return write.Result{}, err
+		}
+		db, release, err = t.acquire()
+	}
+	if err != nil {
+		return write.Result{}, err
+	}
+	defer release()
+	t.lastPush.Store(t.ing.now().UnixNano())
+	t.meta.add(b.Metadata)
+	if len(b.Series) == 0 {
+		return write.Result{}, nil
+	}
+
+	t.appending.Lock()
+	defer t.appending.Unlock()
+	if t.broken.Load() {
+		t.ing.metrics.refused.WithLabelValues("wal").Inc()
+		return write.Result{}, wire.Unavailable(fmt.Errorf("tenant %s: %w; it is opened anew as soon as the disk takes writes", t.id, errBroken), 10*time.Second)
+	}
+	p := pusher{t: t, db: db, b: b, limits: t.ing.deps.Limits(t.id), maxT: t.ing.now().Add(maxAhead).UnixMilli()}
+	p.setBounds()
+	return p.run()
+}
+
+// pusher appends one batch. It runs with the tenant's appending held.
+type pusher struct {
+	t      *tenantDB
+	db     *tsdb.DB
+	b      *write.Batch
+	limits tenant.Limits
+	minT   int64 // samples before are too old
+	maxT   int64 // samples after are in the future
+	app    storage.AppenderV2
+	result write.Result
+
+	// The series at hand: its place in the table if it has one yet, and its
+	// labels if they had to be looked at.
+	entry *entry
+	fresh entry
+	ls    labels.Labels
+}
+
+// setBounds sets the time before which samples are too old.
+func (p *pusher) setBounds() {
+	p.minT = math.MinInt64
+	if head := p.db.Head(); head.MinTime() != math.MaxInt64 {
+		p.minT = head.MaxTime() - time.Duration(p.limits.OutOfOrderWindow).Milliseconds()
+	}
+}
+
+// run appends in three passes, each committed before the next: the samples that
+// are newer than all of their series; the late ones, which are compared with what
+// is stored, their batch included; the exemplars, which need their series.
+func (p *pusher) run() (write.Result, error) {
+	p.t.app.late = p.t.app.late[:0]
+	p.app = p.db.Head().AppenderV2(context.Background())
+	for i := range p.b.Series {
+		if err := p.series(i); err != nil {
+			return p.abort(err)
+		}
+	}
+	if err := p.app.Commit(); err != nil {
+		return p.broke(err)
+	}
+	if len(p.t.app.late) > 0 {
+		if err := p.lateSamples(); err != nil {
+			return p.abort(err)
+		}
+		if err := p.app.Commit(); err != nil {
+			return p.broke(err)
+		}
+	}
+	if len(p.b.Exemplars) > 0 {
+		if err := p.exemplars(); err != nil {
+			return p.broke(err)
+		}
+	}
+	return p.result, nil
+}
+
+// abort ends a push that met an error which is no sample's fault. Nothing of the
+// open appender is stored, so what the table learned from it is void.
+func (p *pusher) abort(cause error) (write.Result, error) {
+	p.t.app.table = table{}
+	if err := p.app.Rollback(); err != nil { // It writes the new series to the log.
+		return p.broke(errors.Join(cause, err))
+	}
+	return write.Result{}, fmt.Errorf("append to the head of tenant %s: %w", p.t.id, cause)
+}
+
+// broke ends a push whose commit failed: see tenantDB.broken.
+func (p *pusher) broke(cause error) (write.Result, error) {
+	p.t.app.table = table{}
+	p.t.broken.Store(true)
+	p.t.ing.metrics.walFailures.Inc()
+	p.t.log.Error("The write-ahead log can't be written; the tenant refuses writes until its TSDB is opened anew, which happens by itself once the disk takes writes", "err", cause)
+	return write.Result{}, wire.Unavailable(fmt.Errorf("tenant %s: %w: %w", p.t.id, errBroken, cause), 10*time.Second)
+}
+
+// series appends the samples of series i that are newer than its newest, and
+// notes the others as late.
+func (p *pusher) series(i int) error {
+	ser := &p.b.Series[i]
+	if ser.Samples.Len+ser.Histograms.Len == 0 && ser.Err == nil {
+		return nil // Its exemplars come later.
+	}
+	if err := p.find(i); err != nil {
+		return p.rejectSeries(i, err)
+	}
+	for k := ser.Samples.Off; k < ser.Samples.End(); k++ {
+		s := &p.b.Samples[k]
+		if err := p.sample(i, k, s.ST, s.T, s.V, nil, nil); err != nil {
+			return err
+		}
+	}
+	for k := ser.Histograms.Off; k < ser.Histograms.End(); k++ {
+		h := &p.b.Histograms[k]
+		if err := p.sample(i, k, h.ST, h.T, 0, h.Int, h.Float); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// find sets p.entry, or p.fresh and p.ls, to series i. The error is a
+// *write.SeriesError.
+func (p *pusher) find(i int) error {
+	ser := &p.b.Series[i]
+	p.ls = labels.EmptyLabels()
+	if ser.Err == nil {
+		if p.entry = p.t.app.table.find(ser.ID); p.entry != nil {
+			return nil
+		}
+	}
+	ls, id, err := p.b.Resolve(i, p.limits, &p.t.app.scratch, p.t.app.hasher)
+	if err != nil {
+		return err
+	}
+	p.ls = ls
+	if p.entry = p.t.app.table.find(id); p.entry != nil {
+		return nil
+	}
+	p.fresh = entry{id: id}
+	p.fresh.ref, p.fresh.lastT = p.sight(ls)
+	if p.fresh.ref != 0 {
+		p.entry = p.t.app.table.insert(p.fresh)
+	}
+	return nil
+}
+
+// at returns the entry of the series at hand.
+func (p *pusher) at() *entry {
+	if p.entry != nil {
+		return p.entry
+	}
+	return &p.fresh
+}
+
+// sample appends a sample that is newer than its series' newest, or notes it as late.
+func (p *pusher) sample(i int, k uint32, st, t int64, v float64, h *histogram.Histogram, fh *histogram.FloatHistogram) error {
+	switch {
+	case t > p.maxT:
+		p.reject(i, write.ReasonFuture, func() string {
+			return fmt.Sprintf("the sample's time %s is more than %s ahead of the clock here", formatTime(t), maxAhead)
+		})
+		return nil
+	case t <= p.at().lastT:
+		p.t.app.late = append(p.t.app.late, lateSample{series: i, index: k, histogram: h != nil || fh != nil})
+		return nil
+	}
+	return p.append(i, st, t, v, h, fh)
+}
+
+// append gives one sample to the TSDB. Only errors that are not the sample's
+// fault are returned; the others are rejections.
+func (p *pusher) append(i int, st, t int64, v float64, h *histogram.Histogram, fh *histogram.FloatHistogram) error {
+	if t < p.minT {
+		p.rejectTooOld(i, t)
+		return nil
+	}
+	e := p.at()
+	if e.ref == 0 {
+		if err := p.resolve(i); err != nil {
+			return p.rejectErr(i, err)
+		}
+	}
+	ref, err := p.app.Append(e.ref, p.ls, st, t, v, h, fh, storage.AOptions{})
+	if err != nil && p.ls.IsEmpty() && errors.Is(err, tsdb.ErrInvalidSample) {
+		// The head has dropped the series since; its labels bring it back.
+		if err := p.resolve(i); err != nil {
+			return p.rejectErr(i, err)
+		}
+		ref, err = p.app.Append(0, p.ls, st, t, v, h, fh, storage.AOptions{})
+	}
+	if err != nil {
+		return p.rejectErr(i, err)
+	}
+	e.ref, e.lastT = ref, max(e.lastT, t)
+	if p.entry == nil {
+		p.entry = p.t.app.table.insert(p.fresh)
+	}
+	if h != nil || fh != nil {
+		p.result.Written.Histograms++
+	} else {
+		p.result.Written.Samples++
+	}
+	return nil
+}
+
+// resolve sets p.ls to the labels of series i.
+func (p *pusher) resolve(i int) error {
+	if !p.ls.IsEmpty() {
+		return nil
+	}
+	ls, _, err := p.b.Resolve(i, p.limits, &p.t.app.scratch, p.t.app.hasher)
+	p.ls = ls
+	return err
+}
+
+// rejectErr turns an error of one sample into a rejection, or returns it if it
+// is none.
+func (p *pusher) rejectErr(i int, err error) error {
+	var (
+		series *write.SeriesError
+		hist   histogram.Error
+	)
+	switch {
+	case errors.As(err, &series):
+		p.result.Reject(series, 1)
+		return nil
+	case errors.Is(err, storage.ErrTooOldSample), errors.Is(err, storage.ErrOutOfBounds):
+		p.reject(i, write.ReasonTooOld, err.Error)
+		return nil
+	case errors.Is(err, storage.ErrOutOfOrderSample):
+		p.reject(i, write.ReasonOutOfOrder, err.Error)
+		return nil
+	case errors.Is(err, storage.ErrDuplicateSampleForTimestamp):
+		p.reject(i, write.ReasonDuplicateTimestamp, err.Error)
+		return nil
+	case errors.As(err, &hist):
+		p.reject(i, write.ReasonInvalidHistogram, err.Error)
+		return nil
+	}
+	return err
+}
+
+func (p *pusher) rejectTooOld(i int, t int64) {
+	p.reject(i, write.ReasonTooOld, func() string {
+		return fmt.Sprintf("the sample's time %s is before %s: the newest sample of tenant %s less its limit out_of_order_window of %s",
+			formatTime(t), formatTime(p.minT), p.t.id, p.limits.OutOfOrderWindow)
+	})
+}
+
+// reject counts one rejected sample of series i. The message is made for the
+// first of each reason only: there may be thousands.
+func (p *pusher) reject(i int, reason write.Reason, detail func() string) {
+	for k := range p.result.Rejected {
+		if p.result.Rejected[k].Reason == reason {
+			p.result.Rejected[k].Count++
+			return
+		}
+	}
+	e := &write.SeriesError{Reason: reason, Detail: detail()}
+	if ls, _, err := p.b.Resolve(i, p.limits, &p.t.app.scratch, p.t.app.hasher); err == nil {
+		e.Labels = write.Clip(ls.String())
+	}
+	p.result.Reject(e, 1)
+}
+
+// rejectSeries counts all samples of series i as rejected because of err.
+func (p *pusher) rejectSeries(i int, err error) error {
+	var series *write.SeriesError
+	if !errors.As(err, &series) {
+		return err
+	}
+	ser := &p.b.Series[i]
+	// A series that can't be decoded is one fault even without samples.
+	p.result.Reject(series, max(1, int(ser.Samples.Len+ser.Histograms.Len)))
+	return nil
+}
+
+// exemplars stores the exemplars of the batch. They go through the older
+// Appender, since senders also send them alone and AppenderV2 takes them only
+// along with a sample.
+func (p *pusher) exemplars() error {
+	if p.limits.MaxExemplars == 0 {
+		p.result.Written.Exemplars += len(p.b.Exemplars) // Dropped by policy: accepted.
+		return nil
+	}
+	app := p.db.Head().Appender(context.Background())
+	for i := range p.b.Series {
+		span := p.b.Series[i].Exemplars
+		if span.Len == 0 {
+			continue
+		}
+		if err := p.find(i); err != nil || p.at().ref == 0 {
+			p.rejectExemplars(i, int(span.Len), "its series is not stored")
+			continue
+		}
+		for _, e := range p.b.Exemplars[span.Off:span.End()] {
+			_, err := app.AppendExemplar(p.at().ref, p.ls, e)
+			switch {
+			case err == nil, errors.Is(err, storage.ErrDuplicateExemplar):
+				p.result.Written.Exemplars++
+			default:
+				p.rejectExemplars(i, 1, err.Error())
+			}
+		}
+	}
+	return app.Commit()
+}
+
+func (p *pusher) rejectExemplars(i, count int, why string) {
+	p.reject(i, write.ReasonInvalidExemplar, func() string { return "exemplar: " + why })
+	for k := range p.result.Rejected {
+		if p.result.Rejected[k].Reason == write.ReasonInvalidExemplar {
+			p.result.Rejected[k].Count += count - 1
+		}
+	}
+}
+
+func formatTime(ms int64) string {
+	return time.UnixMilli(ms).UTC().Format("2006-01-02T15:04:05.000Z")
+}

@@ -1,0 +1,268 @@
+package ingester
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+
+	"github.com/prometheus/prometheus/model/histogram"
+	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/model/value"
+	"github.com/prometheus/prometheus/storage"
+	"github.com/prometheus/prometheus/tsdb/chunkenc"
+	"github.com/prometheus/prometheus/tsdb/chunks"
+
+	"github.com/hundredfold/hundredfold/internal/write"
+)
+
+// point is a stored sample of any type.
+type point struct {
+	t     int64
+	v     float64
+	int   *histogram.Histogram
+	float *histogram.FloatHistogram
+}
+
+// same reports whether a sample with these values is what is stored: float
+// samples by their bits, histograms by their buckets whatever their layout, and
+// a stale marker by being one, since the TSDB gives it the type of its series.
+func (p point) same(v float64, h *histogram.Histogram, fh *histogram.FloatHistogram) bool {
+	if p.stale() {
+		return (point{v: v, int: h, float: fh}).stale()
+	}
+	switch {
+	case h != nil:
+		return p.int != nil && p.int.Copy().Compact(0).Equals(h.Copy().Compact(0))
+	case fh != nil:
+		return p.float != nil && p.float.Copy().Compact(0).Equals(fh.Copy().Compact(0))
+	default:
+		return p.int == nil && p.float == nil && math.Float64bits(p.v) == math.Float64bits(v)
+	}
+}
+
+func (p point) stale() bool {
+	switch {
+	case p.int != nil:
+		return value.IsStaleNaN(p.int.Sum)
+	case p.float != nil:
+		return value.IsStaleNaN(p.float.Sum)
+	default:
+		return value.IsStaleNaN(p.v)
+	}
+}
+
+// seriesTime identifies a sample of a TSDB.
+type seriesTime struct {
+	id write.Identity
+	t  int64
+}
+
+// lateSamples compares the late samples with what is stored. What is there with
+// the same value counts as written; with another value it is rejected; what is
+// not there is appended out of order.
+func (p *pusher) lateSamples() error {
+	p.app = p.db.Head().AppenderV2(context.Background())
+	p.setBounds() // The first pass may have moved the newest sample.
+	appended := map[seriesTime]point{} // in this pass, so not to be found in storage yet
+	p.t.ing.metrics.compared.Add(float64(len(p.t.app.late)))
+	for _, late := range p.t.app.late {
+		if err := p.find(late.series); err != nil {
+			return err // It was found in the first pass.
+		}
+		if err := p.resolve(late.series); err != nil {
+			return err
+		}
+		var (
+			st int64
+			x  point
+		)
+		if late.histogram {
+			h := p.b.Histograms[late.index]
+			st, x = h.ST, point{t: h.T, int: h.Int, float: h.Float}
+		} else {
+			s := p.b.Samples[late.index]
+			st, x = s.ST, point{t: s.T, v: s.V}
+		}
+		key := seriesTime{p.at().id, x.t}
+		known, ok := appended[key]
+		if !ok {
+			var err error
+			if known, ok, err = p.stored(x.t); err != nil {
+				return fmt.Errorf("compare a late sample with what is stored: %w", err)
+			}
+		}
+		switch {
+		case ok && known.same(x.v, x.int, x.float):
+			p.t.ing.metrics.duplicates.Inc()
+			if late.histogram {
+				p.result.Written.Histograms++
+			} else {
+				p.result.Written.Samples++
+			}
+		case ok:
+			p.reject(late.series, write.ReasonDuplicateTimestamp, func() string {
+				return fmt.Sprintf("a sample with time %s and another value is stored already", formatTime(x.t))
+			})
+		case p.limits.OutOfOrderWindow == 0:
+			p.reject(late.series, write.ReasonOutOfOrder, func() string {
+				return fmt.Sprintf("the sample's time %s is not after the newest of its series, and out_of_order_window of tenant %s is 0", formatTime(x.t), p.t.id)
+			})
+		default:
+			before := p.result.Written
+			if err := p.append(late.series, st, x.t, x.v, x.int, x.float); err != nil {
+				return err
+			}
+			if p.result.Written != before {
+				appended[key] = x
+			}
+		}
+	}
+	return nil
+}
+
+// stored returns the sample of the series at hand at time t, if there is one.
+func (p *pusher) stored(t int64) (point, bool, error) {
+	if ref := p.at().ref; ref != 0 {
+		pt, ok, err := p.storedInOrder(ref, t)
+		if ok || err != nil {
+			return pt, ok, err
+		}
+	}
+	if !p.mayBeElsewhere(t) {
+		return point{}, false, nil
+	}
+	q, err := p.db.Querier(t, t)
+	if err != nil {
+		return point{}, false, err
+	}
+	defer func() { _ = q.Close() }()
+	ms := make([]*labels.Matcher, 0, p.ls.Len())
+	p.ls.Range(func(l labels.Label) {
+		ms = append(ms, labels.MustNewMatcher(labels.MatchEqual, l.Name, l.Value))
+	})
+	set := q.Select(context.Background(), false, nil, ms...)
+	for set.Next() {
+		s := set.At()
+		if !labels.Equal(s.Labels(), p.ls) {
+			continue // It has more labels than those asked for.
+		}
+		it := s.Iterator(nil)
+		if pt, ok := seek(it, t); ok || it.Err() != nil {
+			return pt, ok, it.Err()
+		}
+	}
+	return point{}, false, set.Err()
+}
+
+// mayBeElsewhere reports whether a sample at t may be in a local block or among
+// the head's out-of-order samples.
+func (p *pusher) mayBeElsewhere(t int64) bool {
+	head := p.db.Head()
+	if head.MinOOOTime() <= t && t <= head.MaxOOOTime() {
+		return true
+	}
+	for _, b := range p.db.Blocks() {
+		if b.OverlapsClosedInterval(t, t) {
+			return true
+		}
+	}
+	return false
+}
+
+// storedInOrder looks for a sample among the in-order samples of the head.
+func (p *pusher) storedInOrder(ref storage.SeriesRef, t int64) (pt point, ok bool, err error) {
+	err = p.eachChunk(ref, func(meta chunks.Meta, c chunkenc.Chunk) bool {
+		if t < meta.MinTime || t > meta.MaxTime {
+			return true
+		}
+		it := c.Iterator(nil)
+		pt, ok = seek(it, t)
+		return !ok
+	})
+	return pt, ok, err
+}
+
+// sight returns what is known of a series that the table lacks: its reference, if
+// the head has it, and a bound for the times of its stored samples.
+func (p *pusher) sight(ls labels.Labels) (storage.SeriesRef, int64) {
+	lastT := int64(math.MinInt64)
+	for _, b := range p.db.Blocks() {
+		lastT = max(lastT, b.MaxTime()-1)
+	}
+	if head := p.db.Head(); head.MinOOOTime() != math.MaxInt64 {
+		lastT = max(lastT, head.MaxOOOTime())
+	}
+	getter, ok := p.app.(storage.GetRef)
+	if !ok {
+		return 0, lastT
+	}
+	ref, _ := getter.GetRef(ls, ls.Hash())
+	if ref == 0 {
+		return 0, lastT
+	}
+	err := p.eachChunk(ref, func(_ chunks.Meta, c chunkenc.Chunk) bool {
+		it := c.Iterator(nil)
+		for it.Next() != chunkenc.ValNone {
+			lastT = max(lastT, it.AtT())
+		}
+		return false // The newest chunk has the newest sample.
+	})
+	if err != nil {
+		lastT = math.MaxInt64 // Unknown: have every sample compared.
+	}
+	return ref, lastT
+}
+
+// eachChunk calls f with the in-order chunks of a series of the head, from the
+// newest to the oldest, until f returns false.
+func (p *pusher) eachChunk(ref storage.SeriesRef, f func(chunks.Meta, chunkenc.Chunk) bool) (err error) {
+	index, err := p.db.Head().Index()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, index.Close()) }()
+	reader, err := p.db.Head().Chunks()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, reader.Close()) }()
+	var metas []chunks.Meta
+	if err := index.Series(ref, &p.t.app.scratch, &metas); err != nil {
+		if errors.Is(err, storage.ErrNotFound) {
+			return nil // Dropped from the head: it has no samples there.
+		}
+		return err
+	}
+	for k := len(metas) - 1; k >= 0; k-- {
+		c, _, err := reader.ChunkOrIterable(metas[k])
+		if errors.Is(err, storage.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if !f(metas[k], c) {
+			return nil
+		}
+	}
+	return nil
+}
+
+// seek returns the sample at exactly t.
+func seek(it chunkenc.Iterator, t int64) (point, bool) {
+	typ := it.Seek(t)
+	if typ == chunkenc.ValNone || it.AtT() != t {
+		return point{}, false
+	}
+	pt := point{t: t}
+	switch typ {
+	case chunkenc.ValFloat:
+		_, pt.v = it.At()
+	case chunkenc.ValHistogram:
+		_, pt.int = it.AtHistogram(nil)
+	case chunkenc.ValFloatHistogram:
+		_, pt.float = it.AtFloatHistogram(nil)
+	}
+	return pt, true
+}

@@ -1,0 +1,396 @@
+package ingester
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"log/slog"
+	"math"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+	"github.com/prometheus/prometheus/tsdb"
+	"github.com/prometheus/prometheus/tsdb/chunkenc"
+	"github.com/prometheus/prometheus/util/compression"
+
+	"github.com/hundredfold/hundredfold/internal/tenant"
+	"github.com/hundredfold/hundredfold/internal/wire"
+)
+
+const (
+	blockRange = 2 * time.Hour // of the head, and so of the blocks cut from it
+
+	// Sized for thousands of tenants: Prometheus's own 16,384 stripes and 4 MiB
+	// would cost every tenant 8 MB. One goroutine at a time appends to a tenant,
+	// so few stripes cost nothing.
+	stripeSize           = 1024
+	headWriteBufferBytes = 256 << 10
+
+	// maxCutJitter spreads the cuts of tenants and replicas over time.
+	maxCutJitter = 5 * time.Minute
+
+	reopenInterval = time.Minute
+)
+
+// tenantDB is the TSDB of one tenant and what surrounds it. It is safe for
+// concurrent use.
+type tenantDB struct {
+	id  tenant.ID
+	dir string
+	ing *Ingester
+	log *slog.Logger
+
+	// use is held shared by whoever uses the fields below, and exclusively to open
+	// and close the TSDB.
+	use     sync.RWMutex
+	db      *tsdb.DB // nil: closed
+	gate    *gate
+	meta    *metadataStore
+	shipped *shipped
+	openErr error     // why db is nil, if opening failed
+	retryAt time.Time // when opening is tried again
+	retired bool      // never to be opened again: another tenantDB takes over, or none
+
+	// appending is held by the one push, or the one cut of everything, at a time.
+	// It is what makes retries idempotent (no two pushes race to store the same
+	// sample), and it stands in for the TSDB's isolation, which is off.
+	appending sync.Mutex
+	app       appendState // guarded by appending
+
+	// broken is set when a commit could not be written to the log: the head may
+	// hold series that the log lacks, so nothing more may be acknowledged
+	// before the TSDB is opened anew from the log.
+	broken   atomic.Bool
+	lastPush atomic.Int64 // Unix nanoseconds
+
+	cutDue time.Time // when the pending cut is due; only maintain uses it
+}
+
+// open opens the TSDB. It fails fast while an earlier failure is recent.
+func (t *tenantDB) open() error {
+	t.use.Lock()
+	defer t.use.Unlock()
+	return t.openLocked()
+}
+
+func (t *tenantDB) openLocked() error {
+	if t.db != nil {
+		return nil
+	}
+	if t.retired {
+		return errClosed
+	}
+	now := t.ing.now()
+	if t.openErr != nil && now.Before(t.retryAt) {
+		return t.closedErrLocked()
+	}
+	if err := t.openNewLocked(); err != nil {
+		t.openErr = fmt.Errorf("open the TSDB of tenant %s: %w", t.id, err)
+		t.retryAt = now.Add(reopenInterval)
+		return t.closedErrLocked()
+	}
+	t.openErr = nil
+	t.broken.Store(false)
+	t.lastPush.Store(now.UnixNano())
+	return nil
+}
+
+func (t *tenantDB) openNewLocked() error {
+	if err := os.MkdirAll(t.dir, 0o750); err != nil {
+		return err
+	}
+	meta, err := openMetadata(t.dir)
+	if err != nil {
+		return err
+	}
+	sh, err := openShipped(t.dir)
+	if err != nil {
+		return err
+	}
+	g := &gate{id: t.id, limits: t.ing.deps.Limits, caps: t.ing.caps}
+	db, err := tsdb.Open(t.dir, t.log, nil, t.options(g, sh), nil)
+	if err != nil {
+		g.release()
+		return err
+	}
+	db.DisableCompactions() // We drive them: see maintain.
+	g.open.Store(true)
+	g.created.Store(0)
+	t.db, t.gate, t.meta, t.shipped = db, g, meta, sh
+	t.app = newAppendState()
+	return nil
+}
+
+func (t *tenantDB) options(g *gate, sh *shipped) *tsdb.Options {
+	limits := t.ing.deps.Limits(t.id)
+	o := tsdb.DefaultOptions()
+	o.MinBlockDuration = blockRange.Milliseconds()
+	o.MaxBlockDuration = blockRange.Milliseconds()
+	o.RetentionDuration = 0
+	o.EnableOverlappingCompaction = false // The compactor merges.
+	o.NoLockfile = true                   // The data directory has one lock.
+	o.WALCompression = compression.None
+	o.StripeSize = stripeSize
+	o.HeadChunksWriteBufferSize = headWriteBufferBytes
+	o.SeriesLifecycleCallback = g
+	o.IsolationDisabled = true
+	o.OutOfOrderTimeWindow = time.Duration(limits.OutOfOrderWindow).Milliseconds()
+	o.EnableSharding = true
+	o.EnableExemplarStorage = limits.MaxExemplars > 0
+	o.MaxExemplars = int64(limits.MaxExemplars)
+	o.EnableMemorySnapshotOnShutdown = true
+	o.FloatChunkEncoding = chunkenc.EncXOR2
+	o.EnableSTStorage = true
+	o.EnableHistogramSTEncoding = true
+	// Keeps the highest series reference on disk. Without it references are used
+	// again after a restart, and out-of-order chunks that were cut into a block but
+	// are still in the head's chunk file turn up in the wrong series.
+	o.EnableFastStartup = true
+	// The TSDB's own timer writes chunks out whether or not the disk is full, and
+	// gives up on the process if it is. maintain does its work instead.
+	o.BlockReloadInterval = math.MaxInt64
+	o.BlocksToDelete = func(blocks []*tsdb.Block) map[ulid.ULID]struct{} {
+		return sh.deletable(blocks, func(id ulid.ULID) bool { return t.ing.deps.Visible(t.id, id) })
+	}
+	return o
+}
+
+// closedErrLocked says why there is no TSDB. use is held.
+func (t *tenantDB) closedErrLocked() error {
+	if t.openErr != nil {
+		return wire.Unavailable(t.openErr, max(time.Second, t.retryAt.Sub(t.ing.now()).Round(time.Second)))
+	}
+	return errClosed
+}
+
+// close closes the TSDB for good, once nobody uses it.
+func (t *tenantDB) close() error {
+	t.use.Lock()
+	defer t.use.Unlock()
+	t.retired = true
+	return t.closeLocked()
+}
+
+func (t *tenantDB) closeLocked() error {
+	if t.db == nil {
+		return nil
+	}
+	err := errors.Join(t.meta.save(), t.db.Close())
+	t.gate.release()
+	t.db, t.gate = nil, nil
+	t.app = appendState{}
+	if err != nil {
+		return fmt.Errorf("close the TSDB of tenant %s: %w", t.id, err)
+	}
+	return nil
+}
+
+func (t *tenantDB) growth() int64 {
+	t.use.RLock()
+	defer t.use.RUnlock()
+	if t.gate == nil {
+		return 0
+	}
+	return t.gate.growth()
+}
+
+// maintain does one round of work for the tenant. Only one goroutine calls it.
+func (t *tenantDB) maintain(ctx context.Context) error {
+	if err := t.repair(); err != nil {
+		return err
+	}
+	db, release, err := t.acquire()
+	if errors.Is(err, errClosed) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer release()
+	if t.broken.Load() {
+		return nil // Someone reads from it; repair comes when they are done.
+	}
+	if err := t.ing.disk.check(0, t.ing.caps.series.Load()); err != nil {
+		return err
+	}
+	db.ForceHeadMMap()
+	idle := t.ing.now().Sub(time.Unix(0, t.lastPush.Load())) >= t.ing.cfg.IdleTimeout
+	switch {
+	case idle && headHasSamples(db):
+		err = t.cutAllHeld(ctx, db)
+	default:
+		err = t.cutIfDue(ctx, db)
+	}
+	err = errors.Join(err, t.shipHeld(ctx, db), t.meta.save())
+	if err != nil {
+		return err
+	}
+	if err := t.deleteShipped(ctx, db, idle); err != nil {
+		return err
+	}
+	release()
+	if idle {
+		return t.retire()
+	}
+	return nil
+}
+
+// repair opens a TSDB that broke or did not open, unless somebody is using it.
+func (t *tenantDB) repair() error {
+	t.use.RLock()
+	needed := t.broken.Load() || (t.db == nil && t.openErr != nil)
+	t.use.RUnlock()
+	if !needed || t.ing.disk.check(0, 0) != nil || !t.use.TryLock() {
+		return nil
+	}
+	defer t.use.Unlock()
+	if t.broken.Load() {
+		if err := t.closeLocked(); err != nil {
+			// It could not write its last words, which is why it is opened anew.
+			t.log.Warn("Closing a broken TSDB reported an error; it is opened anew from its log", "err", err)
+		}
+	}
+	if err := t.openLocked(); err != nil {
+		return err
+	}
+	t.log.Info("The TSDB was opened anew and takes writes again")
+	return nil
+}
+
+// retire closes an idle tenant whose samples can all be read from the bucket.
+func (t *tenantDB) retire() error {
+	if !t.use.TryLock() {
+		return nil // In use; the next round tries again.
+	}
+	defer t.use.Unlock()
+	if t.db == nil || headHasSamples(t.db) || len(t.db.Blocks()) > 0 {
+		return nil
+	}
+	t.retired = true
+	if err := t.closeLocked(); err != nil {
+		return err
+	}
+	t.log.Info("Closed an idle tenant; all its samples are read from the bucket")
+	return t.ing.remove(t)
+}
+
+// headHasSamples reports whether cutting the head may yield a block.
+func headHasSamples(db *tsdb.DB) bool {
+	return db.Head().NumSeries() > 0
+}
+
+// cutIfDue cuts the windows that are complete, after a jitter: the head spans
+// more than one and a half of them. use is held shared.
+func (t *tenantDB) cutIfDue(ctx context.Context, db *tsdb.DB) error {
+	head := db.Head()
+	span := head.MaxTime() - head.MinTime()
+	if head.MinTime() == math.MaxInt64 || span <= blockRange.Milliseconds()/2*3 {
+		t.cutDue = time.Time{}
+		return nil
+	}
+	now := t.ing.now()
+	if t.cutDue.IsZero() {
+		t.cutDue = now.Add(t.cutJitter())
+	}
+	// A head that is far behind (old samples are being sent) is cut at once.
+	if now.Before(t.cutDue) && span < 2*blockRange.Milliseconds() {
+		return nil
+	}
+	if err := t.roomToCut(db); err != nil {
+		return err
+	}
+	// Barrier: appends that began before the window was complete have ended when
+	// we hold the lock, and later ones can't reach into it, because the head takes
+	// in order only what is newer than its newest sample minus half a window.
+	t.appending.Lock()
+	t.appending.Unlock() //nolint:staticcheck // an empty critical section is the barrier
+	start := t.ing.now()
+	if err := db.Compact(ctx); err != nil {
+		return fmt.Errorf("cut blocks: %w", err)
+	}
+	t.cutDue = time.Time{}
+	t.noteCut(start)
+	t.forgetOld(db)
+	return nil
+}
+
+func (t *tenantDB) noteCut(start time.Time) {
+	t.ing.metrics.cuts.Inc()
+	t.ing.metrics.cutSeconds.Observe(t.ing.now().Sub(start).Seconds())
+}
+
+// forgetOld drops the series from the table that the head has dropped.
+func (t *tenantDB) forgetOld(db *tsdb.DB) {
+	t.appending.Lock()
+	defer t.appending.Unlock()
+	window := time.Duration(t.ing.deps.Limits(t.id).OutOfOrderWindow).Milliseconds()
+	t.app.table.dropBefore(min(db.Head().MinTime(), db.Head().MaxTime()-window))
+}
+
+// cutJitter is the same for a tenant on one instance at all times.
+func (t *tenantDB) cutJitter() time.Duration {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(t.ing.cfg.InstanceID + "/" + string(t.id)))
+	return time.Duration(h.Sum64() % uint64(maxCutJitter))
+}
+
+// cutAll cuts everything, up to the newest sample.
+func (t *tenantDB) cutAll(ctx context.Context) error {
+	db, release, err := t.acquire()
+	if errors.Is(err, errClosed) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer release()
+	return t.cutAllHeld(ctx, db)
+}
+
+// cutAllHeld holds back appends throughout, since the head takes samples into
+// the very window that is being cut. use is held shared.
+func (t *tenantDB) cutAllHeld(ctx context.Context, db *tsdb.DB) error {
+	if err := t.roomToCut(db); err != nil {
+		return err
+	}
+	t.appending.Lock()
+	defer t.appending.Unlock()
+	start := t.ing.now()
+	head, width := db.Head(), blockRange.Milliseconds()
+	// The end is fixed before the first cut: a cut moves the head's newest time up.
+	for mint, end := head.MinTime(), head.MaxTime(); mint <= end; {
+		maxt := min(floorTo(mint, width)+width-1, end)
+		if err := db.CompactHead(tsdb.NewRangeHead(head, mint, maxt)); err != nil {
+			return fmt.Errorf("cut blocks: %w", err)
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		mint = maxt + 1
+	}
+	if err := db.CompactOOOHead(ctx); err != nil {
+		return fmt.Errorf("cut blocks of out-of-order samples: %w", err)
+	}
+	t.app.table = table{}
+	t.noteCut(start)
+	return nil
+}
+
+// floorTo rounds t down to a multiple of width, below zero too.
+func floorTo(t, width int64) int64 {
+	q := t / width
+	if t%width < 0 {
+		q--
+	}
+	return q * width
+}
+
+// roomToCut says whether the disk has room for the blocks that a cut may write,
+// for which the size of the head's files is an upper bound.
+func (t *tenantDB) roomToCut(db *tsdb.DB) error {
+	return t.ing.disk.check(uint64(max(0, db.Head().Size())), t.ing.caps.series.Load())
+}
