@@ -49,7 +49,7 @@ func TestPlan(t *testing.T) {
 	}
 }
 
-var update = flag.Bool("update", false, "write what the stories in testdata print") //nolint:gochecknoglobals // a flag of the test
+var update = flag.Bool("update", false, "write what the stories in testdata print")
 
 // world is a tenant's blocks without their samples. The name of a block stands for
 // its ULID, and its sources for its samples.
@@ -343,7 +343,7 @@ func randomMeta(random *rand.Rand, now time.Time) tsdb.BlockMeta {
 	meta := tsdb.BlockMeta{MinTime: start, MaxTime: start + (2 * time.Hour).Milliseconds()}
 	switch random.IntN(10) {
 	case 0: // of a head that was cut early
-		meta.MaxTime = start + random.Int64N((2*time.Hour).Milliseconds()) + 1
+		meta.MaxTime = start + random.Int64N((2 * time.Hour).Milliseconds()) + 1
 	case 1: // of another kind of database
 		meta.MinTime += random.Int64N(1000)
 		meta.MaxTime += random.Int64N((30 * time.Hour).Milliseconds())

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"testing"
 
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/histogram"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/storage"
@@ -36,7 +37,7 @@ type Series struct {
 // ms. Its values are a function of name and time, so that the same time in two
 // blocks has the same sample.
 func Floats(name string, start, end, step int64) Series {
-	s := Series{Labels: labels.FromStrings(labels.MetricName, name, "job", "test")}
+	s := Series{Labels: labels.FromStrings(model.MetricNameLabel, name, "job", "test")}
 	for t := start; t < end; t += step {
 		s.Samples = append(s.Samples, Sample{T: t, V: float64(t/step) + float64(len(name))/10})
 	}
@@ -90,7 +91,7 @@ func Samples(t testing.TB, dirs ...string) map[string][]string {
 	merged := storage.NewMergeQuerier(queriers, nil, storage.ChainedSeriesMerge)
 	defer func() { require.NoError(t, merged.Close()) }()
 
-	all := labels.MustNewMatcher(labels.MatchRegexp, labels.MetricName, ".*")
+	all := labels.MustNewMatcher(labels.MatchRegexp, model.MetricNameLabel, ".*")
 	set := merged.Select(context.Background(), true, nil, all)
 	samples := make(map[string][]string)
 	for set.Next() {

@@ -42,8 +42,11 @@ func Start(t testing.TB) blockstore.Config {
 	server.Env = append(os.Environ(), "ROOT_ACCESS_KEY="+accessKey, "ROOT_SECRET_KEY="+secretKey)
 	server.Stderr = os.Stderr
 	require.NoError(t, server.Start())
-	ended := make(chan error, 1)
-	go func() { ended <- server.Wait() }()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = server.Wait() // it is killed in the end
+	}()
 	t.Cleanup(func() {
 		_ = server.Process.Kill()
 		<-ended
@@ -94,7 +97,7 @@ func freeAddress(t testing.TB) string {
 	return listener.Addr().String()
 }
 
-func awaitHealth(t testing.TB, address string, ended chan error) {
+func awaitHealth(t testing.TB, address string, ended <-chan struct{}) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
@@ -111,9 +114,8 @@ func awaitHealth(t testing.TB, address string, ended chan error) {
 			}
 		}
 		select {
-		case err := <-ended:
-			ended <- err
-			t.Fatalf("the S3 server ended at once: %v", err)
+		case <-ended:
+			t.Fatal("the S3 server ended at once; what it wrote stands above")
 		case <-ctx.Done():
 			t.Fatalf("the S3 server does not answer at %s", address)
 		case <-again.C:
