@@ -143,15 +143,15 @@ func (r *rig) instant(id tenant.ID, query string, at int64) string {
 }
 
 // count returns how many samples of a metric the storage has from mint to maxt.
-func count(t testing.TB, q storage.Queryable, ctx context.Context, metric string, mint, maxt int64) (int, error) {
+func count(t testing.TB, ctx context.Context, q storage.Queryable, metric string, mint, maxt int64) (int, error) {
 	t.Helper()
 	querier, err := q.Querier(mint, maxt)
 	require.NoError(t, err)
 	defer func() { require.NoError(t, querier.Close()) }()
-	return countIn(querier, ctx, metric)
+	return countIn(ctx, querier, metric)
 }
 
-func countIn(querier storage.Querier, ctx context.Context, metric string) (n int, err error) {
+func countIn(ctx context.Context, querier storage.Querier, metric string) (n int, err error) {
 	set := querier.Select(ctx, true, nil, labels.MustNewMatcher(labels.MatchEqual, labels.MetricName, metric))
 	for set.Next() {
 		it := set.At().Iterator(nil)
