@@ -131,7 +131,7 @@ func (c *collector) add(name string, m *dto.Metric, extraName, extraValue string
 
 func (c *collector) labels(name string, m *dto.Metric, extraName, extraValue string) labels.Labels {
 	c.builder.Reset()
-	c.builder.Add(labels.MetricName, name)
+	c.builder.Add(model.MetricNameLabel, name)
 	c.builder.Add(model.JobLabel, job)
 	c.builder.Add(model.InstanceLabel, c.instance)
 	for _, l := range m.GetLabel() {

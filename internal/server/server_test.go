@@ -178,8 +178,14 @@ func TestStopWaitsForRunningRequests(t *testing.T) {
 	})
 	answer := make(chan string, 1)
 	go func() {
-		_, body := s.get(t, "/slow")
-		answer <- body
+		resp, err := s.client.Get(s.url + "/slow")
+		if err != nil {
+			answer <- err.Error()
+			return
+		}
+		defer resp.Body.Close()
+		body, _ := io.ReadAll(resp.Body)
+		answer <- string(body)
 	}()
 	<-running
 	stopped := make(chan error, 1)
