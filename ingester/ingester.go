@@ -108,7 +108,7 @@ type Ingester struct {
 	disk    *disk
 	now     func() time.Time
 
-	// Lock order: a tenantDB's use, its appending, then mu.
+	// Lock order: a tenantDB's working, its use, its appending, then mu.
 	mu struct {
 		sync.RWMutex
 		tenants map[tenant.ID]*tenantDB
@@ -319,10 +319,7 @@ func (i *Ingester) Flush(ctx context.Context, id tenant.ID) error {
 	if t == nil {
 		return nil
 	}
-	if err := t.cutAll(ctx); err != nil {
-		return err
-	}
-	return t.ship(ctx)
+	return t.flush(ctx)
 }
 
 // Run cuts, uploads, deletes and closes as time goes by. When ctx ends it closes

@@ -99,19 +99,7 @@ func (s *shipped) deletable(blocks []*tsdb.Block, visible func(ulid.ULID) bool) 
 	return out
 }
 
-// ship uploads the local blocks that the bucket lacks.
-func (t *tenantDB) ship(ctx context.Context) error {
-	db, release, err := t.acquire()
-	if errors.Is(err, errClosed) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer release()
-	return t.shipHeld(ctx, db)
-}
-
+// shipHeld uploads the local blocks that the bucket lacks. use is held shared.
 func (t *tenantDB) shipHeld(ctx context.Context, db *tsdb.DB) error {
 	var errs []error
 	for _, b := range db.Blocks() {

@@ -67,7 +67,9 @@ type tenantDB struct {
 	broken   atomic.Bool
 	lastPush atomic.Int64 // Unix nanoseconds
 
-	cutDue time.Time // when the pending cut is due; only maintain uses it
+	// working is held by whoever cuts, uploads and deletes blocks.
+	working sync.Mutex
+	cutDue  time.Time // when the pending cut is due; guarded by working
 }
 
 // open opens the TSDB. It fails fast while an earlier failure is recent.
@@ -198,8 +200,10 @@ func (t *tenantDB) growth() int64 {
 	return t.gate.growth()
 }
 
-// maintain does one round of work for the tenant. Only one goroutine calls it.
+// maintain does one round of work for the tenant.
 func (t *tenantDB) maintain(ctx context.Context) error {
+	t.working.Lock()
+	defer t.working.Unlock()
 	if err := t.repair(); err != nil {
 		return err
 	}
@@ -338,8 +342,10 @@ func (t *tenantDB) cutJitter() time.Duration {
 	return time.Duration(h.Sum64() % uint64(maxCutJitter))
 }
 
-// cutAll cuts everything, up to the newest sample.
-func (t *tenantDB) cutAll(ctx context.Context) error {
+// flush cuts everything, up to the newest sample, and uploads it.
+func (t *tenantDB) flush(ctx context.Context) error {
+	t.working.Lock()
+	defer t.working.Unlock()
 	db, release, err := t.acquire()
 	if errors.Is(err, errClosed) {
 		return nil
@@ -348,7 +354,10 @@ func (t *tenantDB) cutAll(ctx context.Context) error {
 		return err
 	}
 	defer release()
-	return t.cutAllHeld(ctx, db)
+	if err := t.cutAllHeld(ctx, db); err != nil {
+		return err
+	}
+	return t.shipHeld(ctx, db)
 }
 
 // cutAllHeld holds back appends throughout, since the head takes samples into
