@@ -66,9 +66,12 @@ func Start(t testing.TB) blockstore.Config {
 }
 
 // Tool returns the path of a program that `make tools` builds. If it is not there,
-// the test fails in CI and is skipped elsewhere.
+// the test fails in CI and is skipped elsewhere; with -short it is always skipped.
 func Tool(t testing.TB, name string) string {
 	t.Helper()
+	if testing.Short() {
+		t.Skipf("%s is not started with -short", name)
+	}
 	_, file, _, ok := runtime.Caller(0)
 	require.True(t, ok)
 	root := filepath.Dir(file)
