@@ -117,6 +117,7 @@ func (q *Querier) streamChunks(w http.ResponseWriter, r *http.Request, req *prom
 			}
 			return err
 		}
+		stream.Close() // sends what is buffered; the writer can be used on
 	}
 	return nil
 }
