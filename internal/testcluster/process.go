@@ -1,0 +1,221 @@
+package testcluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// Process is a running program with an HTTP API: Hundredfold or Prometheus. It is
+// stopped when the test ends. One goroutine, but for the queries.
+type Process struct {
+	// URL is where it serves HTTP, without a slash at the end.
+	URL string
+	// DataDir is where it keeps its data.
+	DataDir string
+
+	t       testing.TB
+	name    string
+	command []string
+	client  *http.Client
+	log     log
+	cmd     *exec.Cmd
+	ended   chan error // takes the outcome of cmd
+}
+
+// Options say how Hundredfold is started.
+type Options struct {
+	// Config is the configuration file's content; "" starts without a file.
+	Config string
+	// DataDir is the data directory; "" makes a temporary one.
+	DataDir string
+	// Wrapper is a command that the program's own command line is appended to.
+	Wrapper []string
+	// Args are more flags.
+	Args []string
+}
+
+// Start starts Hundredfold and waits until it is ready.
+func Start(t testing.TB, o Options) *Process {
+	t.Helper()
+	if o.DataDir == "" {
+		o.DataDir = t.TempDir()
+	}
+	address := FreeAddress(t)
+	command := append(append([]string{}, o.Wrapper...), Binary(t), "--data.dir="+o.DataDir, "--http.listen-address="+address)
+	if o.Config != "" {
+		command = append(command, "--config.file="+writeFile(t, "hundredfold.yml", o.Config))
+	}
+	return start(t, &Process{
+		URL: "http://" + address, DataDir: o.DataDir, name: "hundredfold", command: append(command, o.Args...),
+	})
+}
+
+// StartPrometheus starts a Prometheus with a configuration and the data in
+// dataDir, and waits until it is ready. "" is a temporary directory.
+func StartPrometheus(t testing.TB, config, dataDir string, args ...string) *Process {
+	t.Helper()
+	if dataDir == "" {
+		dataDir = t.TempDir()
+	}
+	address := FreeAddress(t)
+	command := []string{
+		Tool(t, "prometheus"), "--web.listen-address=" + address, "--storage.tsdb.path=" + dataDir,
+		"--config.file=" + writeFile(t, "prometheus.yml", config),
+	}
+	return start(t, &Process{
+		URL: "http://" + address, DataDir: dataDir, name: "prometheus", command: append(command, args...),
+	})
+}
+
+func writeFile(t testing.TB, name, content string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	require.NoError(t, os.WriteFile(path, []byte(content), 0o600))
+	return path
+}
+
+func start(t testing.TB, p *Process) *Process {
+	t.Helper()
+	p.t = t
+	p.client = &http.Client{Timeout: time.Minute, Transport: &http.Transport{MaxIdleConnsPerHost: 4}}
+	t.Cleanup(func() {
+		p.client.CloseIdleConnections()
+		if p.Running() {
+			p.Stop()
+		}
+		if t.Failed() {
+			t.Logf("log of %s at %s:\n%s", p.name, p.URL, p.log.String())
+		}
+	})
+	p.Launch()
+	p.AwaitReady()
+	return p
+}
+
+// Launch starts the process, which must not be running, and does not wait.
+func (p *Process) Launch() {
+	p.t.Helper()
+	require.Nil(p.t, p.cmd, "BUG: the process is running")
+	cmd := exec.Command(p.command[0], p.command[1:]...)
+	cmd.Stdout, cmd.Stderr = &p.log, &p.log
+	require.NoError(p.t, cmd.Start())
+	p.cmd, p.ended = cmd, make(chan error, 1)
+	go func(ended chan error) { ended <- cmd.Wait() }(p.ended)
+}
+
+// AwaitReady waits until the process is ready.
+func (p *Process) AwaitReady() {
+	p.t.Helper()
+	Eventually(p.t, readyTimeout, func(ctx context.Context) error {
+		select {
+		case err := <-p.ended:
+			p.cmd = nil
+			p.t.Fatalf("%s ended before it was ready: %v", p.name, err)
+		default:
+		}
+		_, err := p.Get(ctx, "/-/ready")
+		return err
+	})
+}
+
+// Running reports whether the process was started and not ended by the test.
+func (p *Process) Running() bool { return p.cmd != nil }
+
+// PID returns the process's id.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
+// Kill ends the process with SIGKILL.
+func (p *Process) Kill() {
+	p.t.Helper()
+	require.NoError(p.t, p.cmd.Process.Kill())
+	<-p.ended
+	p.cmd = nil
+}
+
+// Stop ends the process with SIGTERM. It must end well, and soon.
+func (p *Process) Stop() {
+	p.t.Helper()
+	require.NoError(p.t, p.cmd.Process.Signal(syscall.SIGTERM))
+	timeout := time.NewTimer(stopTimeout)
+	defer timeout.Stop()
+	select {
+	case err := <-p.ended:
+		p.cmd = nil
+		require.NoErrorf(p.t, err, "%s was asked to stop", p.name)
+	case <-timeout.C:
+		// What its goroutines do is what one wants to know now.
+		if err := p.cmd.Process.Signal(syscall.SIGQUIT); err == nil {
+			<-p.ended
+		}
+		p.cmd = nil
+		p.t.Fatalf("%s has not stopped within %s", p.name, stopTimeout)
+	}
+}
+
+// Restart starts a process that was ended, and waits until it is ready.
+func (p *Process) Restart() {
+	p.t.Helper()
+	p.Launch()
+	p.AwaitReady()
+}
+
+// Log returns the last part of what the process has written.
+func (p *Process) Log() string { return p.log.String() }
+
+// Get returns the body of a page. Any status but 200 is an error.
+func (p *Process) Get(ctx context.Context, path string) (string, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, p.URL+path, nil)
+	if err != nil {
+		return "", err
+	}
+	response, err := p.client.Do(request)
+	if err != nil {
+		return "", err
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err != nil {
+		return "", fmt.Errorf("read %s: %w", path, err)
+	}
+	if response.StatusCode != http.StatusOK {
+		return "", fmt.Errorf("GET %s: %s: %s", path, response.Status, strings.TrimSpace(string(body)))
+	}
+	return string(body), nil
+}
+
+// Metric returns the sum of the samples of a metric on the process's own
+// /metrics page.
+func (p *Process) Metric(ctx context.Context, name string) (float64, error) {
+	page, err := p.Get(ctx, "/metrics")
+	if err != nil {
+		return 0, err
+	}
+	sum, found := 0.0, false
+	for line := range strings.Lines(page) {
+		rest, ok := strings.CutPrefix(line, name)
+		if !ok || rest[0] != ' ' && rest[0] != '{' {
+			continue
+		}
+		var value float64
+		if _, err := fmt.Sscan(rest[strings.LastIndexByte(rest, ' '):], &value); err != nil {
+			return 0, fmt.Errorf("read the metric %s: %w", name, err)
+		}
+		sum, found = sum+value, true
+	}
+	if !found {
+		return 0, errors.New("there is no metric " + name)
+	}
+	return sum, nil
+}
