@@ -39,7 +39,9 @@ type Config struct {
 	Version     string
 	Role        string
 	MultiTenant bool
-	Started     time.Time
+	// SelfMonitoring says that the process's own metrics are there to be queried.
+	SelfMonitoring bool
+	Started        time.Time
 }
 
 // Summary says what the process holds.

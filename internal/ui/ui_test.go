@@ -63,6 +63,12 @@ func TestHomeSaysWhatRunsAndWhatItHolds(t *testing.T) {
 	}
 }
 
+func TestHomePromisesOwnMetricsOnlyIfThereAreAny(t *testing.T) {
+	const promise = "writes its own metrics into itself"
+	require.Contains(t, page(t, newUI(t, Config{SelfMonitoring: true}, Deps{}), "/"), promise)
+	require.NotContains(t, page(t, newUI(t, Config{}, Deps{}), "/"), promise)
+}
+
 func TestHomeSaysWhyTheProcessIsNotReady(t *testing.T) {
 	h := newUI(t, Config{}, Deps{
 		Waiting: func() (string, bool) { return "ingester: replaying <3> tenants", true },
