@@ -1,0 +1,71 @@
+package main
+
+import (
+	"bytes"
+	"flag"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestWrongCommandLinesExitWith2AndTheUsage(t *testing.T) {
+	for name, c := range map[string]struct {
+		args []string
+		want string
+	}{
+		"unknown flag":     {[]string{"--colour=red"}, "flag provided but not defined: --colour"},
+		"word":             {[]string{"serve"}, `"serve" is neither a flag nor a subcommand`},
+		"single role":      {[]string{"--role=ingester"}, "this release runs all roles in one process; the only value is all"},
+		"flag with a typo": {[]string{"--log.level=loud"}, "--log.level"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var out, errs bytes.Buffer
+			require.Equal(t, exitUsage, command(t.Context(), c.args, &out, &errs))
+			require.Contains(t, errs.String(), c.want)
+			require.Contains(t, errs.String(), "usage: hundredfold")
+			require.Empty(t, out.String())
+		})
+	}
+}
+
+func TestHelpShowsEveryFlagAndSubcommand(t *testing.T) {
+	for _, args := range [][]string{{"help"}, {"--help"}, {"-h"}} {
+		var out, errs bytes.Buffer
+		require.Equal(t, exitOK, command(t.Context(), args, &out, &errs))
+		require.Empty(t, errs.String())
+		newFlagSet(new(options)).VisitAll(func(f *flag.Flag) { require.Contains(t, out.String(), "--"+f.Name) })
+		for name := range subcommands() {
+			require.Contains(t, out.String(), name)
+		}
+	}
+}
+
+func TestVersionIsPrinted(t *testing.T) {
+	var out, errs bytes.Buffer
+	require.Equal(t, exitOK, command(t.Context(), []string{"--version"}, &out, &errs))
+	require.Regexp(t, `^hundredfold \S+ \(go1\.\S+ \S+/\S+\)\n$`, out.String())
+}
+
+func TestLoadgenIsASubcommand(t *testing.T) {
+	var out, errs bytes.Buffer
+	command(t.Context(), []string{"loadgen", "--help"}, &out, &errs)
+	require.Contains(t, out.String()+errs.String(), "loadgen")
+}
+
+func TestOnlyFlagsThatAreGivenOverrideTheFile(t *testing.T) {
+	path := file(t, "data_dir: /from/file\nhttp: {listen_address: 'localhost:1'}\n")
+	opts, err := parseFlags([]string{"--config.file=" + path, "--data.dir=/from/flag"})
+	require.NoError(t, err)
+	c, err := opts.load()
+	require.NoError(t, err)
+	require.Equal(t, "/from/flag", c.DataDir)
+	require.Equal(t, "localhost:1", c.HTTP.ListenAddress)
+	require.Equal(t, "/from/flag", opts.values["data.dir"])
+}
+
+func TestEveryOverridingFlagExists(t *testing.T) {
+	set := newFlagSet(new(options))
+	for name := range overridingFlags() {
+		require.NotNil(t, set.Lookup(name), name)
+	}
+}

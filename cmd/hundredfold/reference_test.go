@@ -1,0 +1,201 @@
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/common/model"
+	"github.com/stretchr/testify/require"
+)
+
+const referencePath = "../../docs/configuration.md"
+
+var update = flag.Bool("update", false, "write docs/configuration.md")
+
+// The budget of settings: a new one needs a reason that a user could act on.
+const maxSettings = 35
+
+// descriptions say what each key does, in Markdown.
+func descriptions() map[string]string {
+	return map[string]string{
+		"data_dir":                    "Directory of everything this process keeps: write-ahead logs, the embedded bucket, copies. One process at a time uses it. The flag `--data.dir` overrides it.",
+		"http.listen_address":         "`HOST:PORT` to serve HTTP on. An address that other machines can reach needs authentication in `http.web_config_file`, or `auth.mode: none`. The flag `--http.listen-address` overrides it.",
+		"http.web_config_file":        "File with TLS and passwords in the [format of Prometheus](https://prometheus.io/docs/prometheus/latest/configuration/https/). New certificates and passwords take effect at once.",
+		"auth.mode":                   "`required`: an address that other machines can reach is served only if the web configuration has `basic_auth_users` or verifies client certificates (`client_auth_type: RequireAndVerifyClientCert`). `none`: whoever reaches the listener may read and write everything.",
+		"multitenancy.enabled":        "Whether the header `X-Scope-OrgID` selects the tenant; requests without it are then answered 401. Off, everything belongs to the tenant `default`.",
+		"self_monitoring.enabled":     "Whether the process writes its own metrics into itself every 15 s, as job `hundredfold`: at most 2,000 series, in the tenant `default`, or `hundredfold` with multi-tenancy.",
+		"bucket.type":                 "`filesystem`: blocks lie in a directory of this machine. `s3`: they lie in an S3-compatible object store.",
+		"bucket.filesystem.directory": "Where blocks lie, with type `filesystem`. Empty: `bucket` in `data_dir`.",
+		"bucket.s3.endpoint":          "`HOST` or `HOST:PORT` of the object store, without a scheme.",
+		"bucket.s3.bucket":            "Name of a bucket that exists.",
+		"bucket.s3.access_key":        "Together with `secret_key`. Without both, credentials come from the environment (`AWS_ACCESS_KEY_ID` and so on), from `~/.aws/credentials` or from the instance, in this order.",
+		"bucket.s3.secret_key":        "See `access_key`. It is never shown.",
+		"bucket.s3.region":            "May be empty where the endpoint does not need it.",
+		"bucket.s3.insecure":          "Whether to speak HTTP instead of HTTPS.",
+
+		"distributor.max_inflight_bytes": "Bytes of memory for requests that are being received; at least 6 times `max_request_bytes`. A tenant may use half of it. Requests beyond it are answered 503, and senders send them again. Raise it if `hundredfold_http_requests_total{code=\"503\"}` of the write route rises while the process has memory to spare.",
+		"distributor.max_request_bytes":  "Bytes of one request after decompression, 64 KiB to 1 GiB. A larger one is answered 400 and lost, because senders do not split requests.",
+		"ingester.max_series":            "Series in memory, of all tenants together. Beyond it new series are refused, known ones go on. `0`: as many as the memory of the process allows.",
+		"querier.refresh_interval":       "How often the blocks in the bucket are listed, 1s to 15m. A block that another process uploads is read at most this much later.",
+		"compactor.dir":                  "Directory for blocks that are being made; empty: `compactor` in `data_dir`. It needs room for twice the largest day of a tenant.",
+		"compactor.interval":             "Time between two passes over all tenants, at least 1s.",
+		"compactor.deletion_delay":       "How long a block stays in the bucket after it was marked for deletion. It must be longer than `querier.refresh_interval` and the longest query.",
+
+		"limits.max_series":             "Series in memory. Beyond it, samples of new series are answered 429 and dropped.",
+		"limits.max_labels_per_series":  "Labels of one series, its name included. Series beyond it are rejected with 400, as with the next two.",
+		"limits.max_label_name_bytes":   "Length of a label's name.",
+		"limits.max_label_value_bytes":  "Length of a label's value.",
+		"limits.max_exemplars":          "Exemplars kept; the oldest give way. `0` keeps none.",
+		"limits.out_of_order_window":    "How much older than the tenant's newest sample a sample may be, at most 24h. `0s` takes only samples in order.",
+		"limits.retention":              "How long samples are kept, at least 1d. `0s`: for ever.",
+		"limits.max_query_samples":      "Samples that one query may hold in memory at once.",
+		"limits.max_query_duration":     "How long one query may run.",
+		"limits.max_concurrent_queries": "Queries that run at once; more wait for a place.",
+		"tenants":                       "Limits of single tenants: a mapping from a tenant's name to the keys of `limits` that differ for it. See below.",
+	}
+}
+
+func TestEverySettingIsDescribedAndThereAreFew(t *testing.T) {
+	described := descriptions()
+	all := settings("", reflect.ValueOf(defaultConfig()))
+	for _, s := range all {
+		require.NotEmpty(t, described[s.key], "docs/configuration.md must say what %s does: describe it in reference_test.go", s.key)
+		delete(described, s.key)
+	}
+	require.Empty(t, described, "these keys do not exist")
+	require.LessOrEqual(t, len(all), maxSettings)
+}
+
+func TestConfigurationPageIsUpToDate(t *testing.T) {
+	page := referencePage()
+	if *update {
+		require.NoError(t, os.WriteFile(referencePath, []byte(page), 0o644))
+	}
+	written, err := os.ReadFile(referencePath)
+	require.NoError(t, err)
+	require.Equal(t, string(written), page, "run: go test ./cmd/hundredfold -run ConfigurationPage -update")
+}
+
+func TestExamplesOfTheConfigurationPageAreValid(t *testing.T) {
+	page := referencePage()
+	examples := strings.Split(page, "```yaml\n")[1:]
+	require.NotEmpty(t, examples)
+	for _, example := range examples {
+		text, _, ok := strings.Cut(example, "```")
+		require.True(t, ok)
+		_, err := parseConfig("example.yml", []byte(text))
+		require.NoError(t, err, text)
+	}
+}
+
+func referencePage() string {
+	var b strings.Builder
+	b.WriteString(`<!-- Generated from cmd/hundredfold; change reference_test.go and run
+     go test ./cmd/hundredfold -run ConfigurationPage -update -->
+
+# Configuration
+
+Hundredfold runs without any configuration. What it needs to know comes from flags
+and from one YAML file, named by ` + "`--config.file`" + `. Flags override the file. The file
+is strict: an unknown key, a key that stands twice or a value of the wrong type is an
+error that names the line and the key. ` + "`--config.check`" + ` checks it and exits; a running
+process shows what is in force, without secrets, at ` + "`/api/v1/status/config`" + `.
+
+Durations are written like ` + "`30s`, `2h`, `7d` or `1y`" + `. Relative paths start at the
+directory in which the process runs.
+
+## Flags
+
+`)
+	writeFlagTable(&b)
+	b.WriteString(`
+The environment variables ` + "`GOGC` and `GOMEMLIMIT`" + ` are respected. Without them the heap may
+fill 90 % of the memory that the cgroup allows.
+
+## Reloading
+
+` + "`limits` and `tenants`" + ` take effect without a restart: send the process SIGHUP, or
+` + "`POST /-/reload`" + `. A file with errors changes nothing: the limits before it hold, the
+errors are logged, or answered, and ` + "`hundredfold_config_last_reload_successful`" + ` is 0.
+Other changes are named in the log and wait for the next start.
+
+## Settings
+
+A limit of ` + "`0`" + ` is no limit, unless its meaning says otherwise.
+
+| key | default | meaning |
+|---|---|---|
+`)
+	described := descriptions()
+	for _, s := range settings("", reflect.ValueOf(defaultConfig())) {
+		fmt.Fprintf(&b, "| `%s` | %s | %s |\n", s.key, defaultText(s), described[s.key])
+	}
+	b.WriteString(`
+## Examples
+
+A server for several teams, with passwords, whose blocks lie in S3:
+
+` + "```yaml" + `
+data_dir: /var/lib/hundredfold
+http:
+  listen_address: 0.0.0.0:9009
+  web_config_file: /etc/hundredfold/web.yml
+multitenancy:
+  enabled: true
+bucket:
+  type: s3
+  s3:
+    endpoint: s3.eu-central-1.amazonaws.com
+    bucket: example-metrics
+` + "```" + `
+
+Limits for all tenants, and for some that need others. What a tenant's section does
+not say holds as in ` + "`limits`" + `:
+
+` + "```yaml" + `
+limits:
+  retention: 1y
+  max_series: 1000000
+tenants:
+  team-checkout:
+    max_series: 5000000
+  team-trial:
+    retention: 30d
+    max_query_duration: 30s
+` + "```" + `
+`)
+	return b.String()
+}
+
+func writeFlagTable(b *strings.Builder) {
+	b.WriteString("| flag | default | meaning |\n|---|---|---|\n")
+	var opts options
+	newFlagSet(&opts).VisitAll(func(f *flag.Flag) {
+		name, usage := flag.UnquoteUsage(f)
+		if name != "" {
+			name = "=" + name
+		}
+		value := ""
+		if f.DefValue != "" && f.DefValue != "false" {
+			value = "`" + f.DefValue + "`"
+		}
+		fmt.Fprintf(b, "| `--%s%s` | %s | %s |\n", f.Name, name, value, usage)
+	})
+}
+
+func defaultText(s setting) string {
+	switch v := s.value.(type) {
+	case model.Duration:
+		return "`" + v.String() + "`"
+	case bool, int, int64:
+		return fmt.Sprintf("`%v`", v)
+	}
+	if text := fmt.Sprintf("%v", s.value); text != "" && text != "map[]" {
+		return "`" + text + "`"
+	}
+	return ""
+}

@@ -1,0 +1,65 @@
+package main
+
+import (
+	"encoding/json"
+	"net/http"
+	"strings"
+
+	"github.com/hundredfold/hundredfold/distributor"
+	"github.com/hundredfold/hundredfold/internal/wire"
+	"github.com/hundredfold/hundredfold/querier"
+)
+
+const (
+	routeWrite = "/api/v1/write"
+	routePush  = "/api/v1/push" // as Cortex and Mimir call it
+	routeOTLP  = "/api/v1/otlp/v1/metrics"
+)
+
+func writePatterns() []string { return []string{routeWrite, routePush, routeOTLP} }
+
+// queryPatterns all lead to the querier. The router needs only the last two; the
+// others are routes of their own in the metrics.
+func queryPatterns() []string {
+	return []string{
+		"/api/v1/query", "/api/v1/query_range", "/api/v1/query_exemplars",
+		"/api/v1/series", "/api/v1/labels", "/api/v1/label/{name}/values",
+		"/api/v1/metadata", "/api/v1/read", "/api/v1/rules", "/api/v1/alerts",
+		"/api/v1/", "/federate",
+	}
+}
+
+// apiRoutes is what opens the gate: the tenant is in the requests' contexts.
+func apiRoutes(d *distributor.Distributor, q *querier.Querier) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle(routeWrite, d.WriteHandler())
+	mux.Handle(routePush, d.WriteHandler())
+	mux.Handle(routeOTLP, d.OTLPHandler())
+	mux.Handle("/", q.Handler())
+	return mux
+}
+
+// refuse answers a request that has no valid tenant: to queries in the form of
+// Prometheus's API, to senders, who log it verbatim, in plain text.
+func refuse(w http.ResponseWriter, r *http.Request, err error) {
+	status := wire.HTTPStatus(err)
+	text := err.Error() + "; multi-tenancy is on, so the header X-Scope-OrgID must name the tenant"
+	for _, pattern := range writePatterns() {
+		if r.URL.Path == pattern {
+			http.Error(w, text, status)
+			return
+		}
+	}
+	if !strings.HasPrefix(r.URL.Path, "/api/") {
+		http.Error(w, text, status)
+		return
+	}
+	body, marshalErr := json.Marshal(map[string]string{"status": "error", "errorType": "bad_data", "error": text})
+	if marshalErr != nil {
+		http.Error(w, text, status)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_, _ = w.Write(body)
+}
