@@ -114,7 +114,7 @@ func (t *tenantDB) openNewLocked() error {
 		return err
 	}
 	g := &gate{id: t.id, limits: t.ing.deps.Limits, caps: t.ing.caps}
-	db, err := tsdb.Open(t.dir, t.log, nil, t.options(g, sh), nil)
+	db, err := tsdb.Open(t.dir, slog.New(quiet{t.log.Handler()}), nil, t.options(g, sh), nil)
 	if err != nil {
 		g.release()
 		return err
