@@ -3,6 +3,7 @@ package distributor
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"math"
 	"net/http"
@@ -73,7 +74,9 @@ func (m *memory) Push(_ context.Context, id tenant.ID, b *write.Batch) (write.Re
 	for i, s := range b.Series {
 		ls, _, err := b.Resolve(i, tenant.DefaultLimits(), &scratch, write.NewHasher())
 		if err != nil {
-			result.Reject(err.(*write.SeriesError), int(s.Samples.Len+s.Histograms.Len+s.Exemplars.Len))
+			var fault *write.SeriesError
+			errors.As(err, &fault)
+			result.Reject(fault, int(s.Samples.Len+s.Histograms.Len+s.Exemplars.Len))
 			continue
 		}
 		key := ls.String()

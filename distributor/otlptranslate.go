@@ -82,7 +82,7 @@ func (t translator) translate(ctx context.Context, md pmetric.Metrics, ws *works
 func rejectUntranslatable(refused *write.Result, err error) {
 	count := 0
 	for err != nil {
-		joined, ok := err.(interface{ Unwrap() []error }) //nolint:errorlint // a step down the chain
+		joined, ok := err.(interface{ Unwrap() []error })
 		if !ok || len(joined.Unwrap()) == 0 {
 			break
 		}

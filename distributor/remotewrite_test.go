@@ -298,7 +298,8 @@ func TestRequestsOverTheBudgetArePutOff(t *testing.T) {
 		values[i] = math.Sqrt(float64(i))
 	}
 	done := make(chan *httptest.ResponseRecorder)
-	go func() { done <- sendWrite(t, d, remotewrite.V1, up(values...)) }()
+	large := request{body: encode(t, remotewrite.V1, up(values...))}
+	go func() { done <- large.send(t, d.WriteHandler()) }()
 	<-entered
 	require.Greater(t, d.budget.inUse(), d.budget.share/2)
 
@@ -448,12 +449,13 @@ func TestManySendersShareTheWorkspaces(t *testing.T) {
 	d := newDistributor(t, m)
 	const senders, requests = 8, 20
 	done := make(chan int, senders)
+	bodies := [][]byte{encode(t, remotewrite.V1, up(1, 2, 3)), encode(t, remotewrite.V2, up(1, 2, 3))}
 	for range senders {
 		go func() {
 			status := http.StatusNoContent
 			for i := range requests {
-				v := remotewrite.Version(1 + i%2)
-				if w := sendWrite(t, d, v, up(1, 2, 3)); w.Code != http.StatusNoContent {
+				r := request{contentType: remotewrite.Version(1 + i%2).ContentType(), body: bodies[i%2]}
+				if w := r.send(t, d.WriteHandler()); w.Code != http.StatusNoContent {
 					status = w.Code
 				}
 			}

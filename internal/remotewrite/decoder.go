@@ -200,22 +200,14 @@ func (d *Decoder) reject(reason write.Reason, count int, example func() (detail,
 
 // describe returns the labels at r for a message, "" if that makes no sense.
 func (d *Decoder) describe(r region) string {
-	const most, limit = 16 << 10, 256
+	const most = 16 << 10
 	d.builder.Reset()
 	if err := d.appendRegion(r, most, &d.builder); err != nil {
 		return ""
 	}
 	d.builder.Sort()
 	ls := d.builder.Labels()
-	s := ls.String()
-	if len(s) <= limit {
-		return s
-	}
-	cut := limit
-	for cut > 0 && !utf8.RuneStart(s[cut]) {
-		cut--
-	}
-	return s[:cut] + "…"
+	return write.Clip(ls.String())
 }
 
 // addExemplar adds an exemplar whose labels stand in d.builder; fault says what

@@ -40,8 +40,10 @@ func wide() *Request {
 			{
 				Labels: labels.FromStrings("__name__", "rpc.duration μs", "le", "+Inf", "zone with space", "x\ny"),
 				Samples: []write.Sample{
-					{T: -1, V: math.Inf(1)}, {T: 0, V: math.Copysign(0, -1)},
-					{T: math.MaxInt64, V: math.NaN(), ST: math.MinInt64}, {T: math.MinInt64, V: math.MaxFloat64},
+					{T: -1, V: math.Inf(1)},
+					{T: 0, V: math.Copysign(0, -1)},
+					{T: math.MaxInt64, V: math.NaN(), ST: math.MinInt64},
+					{T: math.MinInt64, V: math.MaxFloat64},
 				},
 				Exemplars: []exemplar.Exemplar{
 					{Labels: labels.FromStrings("trace_id", "abc", "ü", "x"), Value: 1.5, Ts: now, HasTs: true},

@@ -257,7 +257,7 @@ func (d *Decoder) canonicalize(raw []byte) (name uint32, fault, err error) {
 		if value == "" {
 			continue
 		}
-		if label == labels.MetricName {
+		if label == model.MetricNameLabel {
 			name = uint32(valueRef)
 		}
 		if size := len(d.canonical) + len(label) + len(value); size > maxLabelsBytes {
