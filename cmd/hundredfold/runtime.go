@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	// memoryRatio is the share of the cgroup's memory that the Go heap may fill;
+	// memoryRatio is the share of the cgroup's or the machine's memory that the Go heap may fill;
 	// the rest is for mapped files and stacks.
 	memoryRatio = 0.9
 	// gcPercent makes the collector run earlier than Go's 100 does. A head is
@@ -24,10 +24,13 @@ func tuneRuntime(logger *slog.Logger) {
 	if _, ok := os.LookupEnv("GOGC"); !ok {
 		debug.SetGCPercent(gcPercent)
 	}
-	limit, err := memlimit.Set(memlimit.WithRatio(memoryRatio))
+	limit, err := memlimit.Set(
+		memlimit.WithRatio(memoryRatio),
+		// A machine without a limit of its own on the process: its memory is the limit.
+		memlimit.WithProvider(memlimit.ApplyFallback(memlimit.FromCgroup, memlimit.FromSystem)),
+	)
 	if err != nil {
-		// Outside Linux, or without cgroups: Go's own default is to have no limit.
-		logger.Info("The memory limit of the cgroup is not known; the heap has none, unless GOMEMLIMIT sets one.", "err", err)
+		logger.Info("The memory of the machine is not known; the heap has no limit, unless GOMEMLIMIT sets one.", "err", err)
 		return
 	}
 	logger.Debug("The memory limit of the heap is set.", "bytes", limit)
