@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/histogram"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/model/value"
@@ -104,7 +105,7 @@ func TestSamplesInBothPlacesAreReadOnceAndBitExact(t *testing.T) {
 	require.NoError(t, err)
 	defer mergedChunks.Close()
 
-	all := labels.MustNewMatcher(labels.MatchRegexp, labels.MetricName, ".+")
+	all := labels.MustNewMatcher(labels.MatchRegexp, model.MetricNameLabel, ".+")
 	want := samplesOf(t, plain.Select(t.Context(), true, nil, all))
 	require.Len(t, want, 27)
 	require.Equal(t, want, samplesOf(t, merged.Select(as(alice), true, nil, all)))

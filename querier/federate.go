@@ -98,7 +98,7 @@ func (q *Querier) newestSamples(r *http.Request) (found promql.Vector, err error
 		found = append(found, sample)
 	}
 	slices.SortStableFunc(found, func(a, b promql.Sample) int {
-		return strings.Compare(a.Metric.Get(labels.MetricName), b.Metric.Get(labels.MetricName))
+		return strings.Compare(a.Metric.Get(model.MetricNameLabel), b.Metric.Get(model.MetricNameLabel))
 	})
 	return found, set.Err()
 }
@@ -131,7 +131,7 @@ func families(samples promql.Vector, format expfmt.FormatType) []*dto.MetricFami
 		last *dto.MetricFamily
 	)
 	for _, s := range samples {
-		name := s.Metric.Get(labels.MetricName)
+		name := s.Metric.Get(model.MetricNameLabel)
 		if name == "" || s.H != nil && !s.H.UsesCustomBuckets() && !isProtobuf {
 			continue
 		}
@@ -160,7 +160,7 @@ func metricOf(s promql.Sample) *dto.Metric {
 	m := &dto.Metric{TimestampMs: proto.Int64(s.T)}
 	hasInstance := false
 	s.Metric.Range(func(l labels.Label) {
-		if l.Name == labels.MetricName {
+		if l.Name == model.MetricNameLabel {
 			return
 		}
 		hasInstance = hasInstance || l.Name == model.InstanceLabel

@@ -134,14 +134,6 @@ func (r *rig) post(id tenant.ID, path string, form url.Values) response {
 	return r.do(id, req)
 }
 
-// instant evaluates an expression and returns the JSON of the result.
-func (r *rig) instant(id tenant.ID, query string, at int64) string {
-	r.t.Helper()
-	got := r.get(id, "/api/v1/query?"+url.Values{"query": {query}, "time": {model.Time(at).String()}}.Encode())
-	require.Equal(r.t, "success", got.Status, got.Body)
-	return string(got.Data)
-}
-
 // count returns how many samples of a metric the storage has from mint to maxt.
 func count(t testing.TB, ctx context.Context, q storage.Queryable, metric string, mint, maxt int64) (int, error) {
 	t.Helper()
@@ -152,7 +144,7 @@ func count(t testing.TB, ctx context.Context, q storage.Queryable, metric string
 }
 
 func countIn(ctx context.Context, querier storage.Querier, metric string) (n int, err error) {
-	set := querier.Select(ctx, true, nil, labels.MustNewMatcher(labels.MatchEqual, labels.MetricName, metric))
+	set := querier.Select(ctx, true, nil, labels.MustNewMatcher(labels.MatchEqual, model.MetricNameLabel, metric))
 	for set.Next() {
 		it := set.At().Iterator(nil)
 		for it.Next() != 0 {

@@ -294,8 +294,8 @@ func TestNobodyReadsTheStorageWithoutATenant(t *testing.T) {
 
 func TestConfigurationAndFlagsAreShownAsGiven(t *testing.T) {
 	r := newRig(t, rigOption{})
-	r.Querier.cfg.ConfigText = func() string { return "password: <secret>\n" }
-	r.Querier.cfg.Flags = map[string]string{"role": "all"}
+	r.cfg.ConfigText = func() string { return "password: <secret>\n" }
+	r.cfg.Flags = map[string]string{"role": "all"}
 	require.JSONEq(t, `{"yaml":"password: <secret>\n"}`, string(r.get(alice, "/api/v1/status/config").Data))
 	require.JSONEq(t, `{"role":"all"}`, string(r.get(alice, "/api/v1/status/flags").Data))
 }
@@ -316,7 +316,7 @@ func TestRequestsAreCountedByRoute(t *testing.T) {
 	r.get(alice, "/api/v1/label/a/values")
 	r.get(alice, "/api/v1/label/b/values")
 	r.get(alice, "/api/v1/query?query=(")
-	m := r.Querier.metrics
+	m := r.metrics
 	require.InDelta(t, 2, testutil.ToFloat64(m.requests.WithLabelValues("/api/v1/label/:name/values", "200")), 0)
 	require.InDelta(t, 1, testutil.ToFloat64(m.requests.WithLabelValues("/api/v1/query", "400")), 0)
 	require.InDelta(t, 0, testutil.ToFloat64(m.inFlight), 0)

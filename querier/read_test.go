@@ -70,7 +70,7 @@ func TestRemoteReadReturnsWhatIsStored(t *testing.T) {
 	plain, err := r.ingester.get(bob).Querier(worldStart, worldEnd)
 	require.NoError(t, err)
 	defer plain.Close()
-	all := labels.MustNewMatcher(labels.MatchRegexp, labels.MetricName, ".+")
+	all := labels.MustNewMatcher(labels.MatchRegexp, model.MetricNameLabel, ".+")
 	want := withoutStarts(samplesOf(t, plain.Select(t.Context(), true, nil, all)))
 
 	query, err := remote.ToQuery(worldStart, worldEnd, []*labels.Matcher{all}, nil)
@@ -99,7 +99,7 @@ func TestStreamedChunksHaveEncodingsThatEveryClientKnows(t *testing.T) {
 	querier, err := r.Queryable().ChunkQuerier(worldStart, worldEnd)
 	require.NoError(t, err)
 	defer querier.Close()
-	all := labels.MustNewMatcher(labels.MatchRegexp, labels.MetricName, ".+")
+	all := labels.MustNewMatcher(labels.MatchRegexp, model.MetricNameLabel, ".+")
 	set := querier.Select(as(alice), true, nil, all)
 	before := map[chunkenc.Encoding]int{}
 	after := map[chunkenc.Encoding]int{}
@@ -124,7 +124,7 @@ func readRequest(t *testing.T, body []byte) *http.Request {
 	return httptest.NewRequest(http.MethodPost, "/api/v1/read", bytes.NewReader(body))
 }
 
-func encodeRead(t *testing.T, req *prompb.ReadRequest) []byte {
+func encodeRead(t testing.TB, req *prompb.ReadRequest) []byte {
 	t.Helper()
 	raw, err := req.Marshal()
 	require.NoError(t, err)

@@ -12,7 +12,7 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/metadata"
 	"github.com/prometheus/prometheus/tsdb/index"
 	v1 "github.com/prometheus/prometheus/web/api/v1"
@@ -95,7 +95,7 @@ func (q *Querier) tsdbStatus(r *http.Request, id tenant.ID) (any, error) {
 		head     headStats
 		postings index.PostingsStats
 	)
-	if stats, ok := q.ingester.Stats(id, labels.MetricName, limit); ok {
+	if stats, ok := q.ingester.Stats(id, model.MetricNameLabel, limit); ok {
 		if stats.IndexPostingStats != nil {
 			postings = *stats.IndexPostingStats
 		}

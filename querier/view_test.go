@@ -46,37 +46,51 @@ func TestAViewHasTheBlocksThatMustBeRead(t *testing.T) {
 		{
 			"blocks come in order of time",
 			map[uint64]blockstore.Block{2: block(0, 10, 2), 1: block(10, 20, 1), 3: block(10, 20, 3)},
-			[]uint64{2, 1, 3}, []uint64{1, 2, 3}, []uint64{4},
+			[]uint64{2, 1, 3},
+			[]uint64{1, 2, 3},
+			[]uint64{4},
 		},
 		{
 			"the sources of a compacted block are not read",
 			map[uint64]blockstore.Block{1: block(0, 10, 1), 2: block(10, 20, 2), 9: block(0, 20, 1, 2)},
-			[]uint64{9}, []uint64{1, 2, 9}, nil,
+			[]uint64{9},
+			[]uint64{1, 2, 9},
+			nil,
 		},
 		{
 			"a block that no other covers in full is read",
 			map[uint64]blockstore.Block{1: block(0, 10, 1), 8: block(0, 20, 2, 3), 9: block(0, 20, 1, 2)},
-			[]uint64{8, 9}, []uint64{1, 2, 3, 8, 9}, nil,
+			[]uint64{8, 9},
+			[]uint64{1, 2, 3, 8, 9},
+			nil,
 		},
 		{
 			"a deleted source of a block in view is visible",
 			map[uint64]blockstore.Block{9: block(0, 20, 1, 2)},
-			[]uint64{9}, []uint64{1, 2, 9}, []uint64{3},
+			[]uint64{9},
+			[]uint64{1, 2, 9},
+			[]uint64{3},
 		},
 		{
 			"a block marked as compacted is read until its descendant is there",
 			map[uint64]blockstore.Block{1: marked(block(0, 10, 1), blockstore.DeletionCompacted)},
-			[]uint64{1}, []uint64{1}, nil,
+			[]uint64{1},
+			[]uint64{1},
+			nil,
 		},
 		{
 			"a block marked by retention is not read, and needs no other copy",
 			map[uint64]blockstore.Block{1: marked(block(0, 10, 1), blockstore.DeletionRetention), 2: block(10, 20, 2)},
-			[]uint64{2}, []uint64{1, 2}, nil,
+			[]uint64{2},
+			[]uint64{1, 2},
+			nil,
 		},
 		{
 			"a block without sources is its own",
 			map[uint64]blockstore.Block{1: block(0, 10)},
-			[]uint64{1}, []uint64{1}, nil,
+			[]uint64{1},
+			[]uint64{1},
+			nil,
 		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -162,7 +176,7 @@ func TestTheOldViewStaysWhenListingFails(t *testing.T) {
 		n, err := count(t, as(alice), r.Queryable(), "x", 0, hour)
 		require.NoError(t, err)
 		require.Equal(t, 60, n)
-		require.InDelta(t, float64(call), testutil.ToFloat64(r.Querier.metrics.refreshFailures), 0)
+		require.InDelta(t, float64(call), testutil.ToFloat64(r.metrics.refreshFailures), 0)
 	}
 }
 
@@ -185,7 +199,7 @@ func TestABlockThatCannotBeReadFailsTheQueriesThatNeedIt(t *testing.T) {
 		n, err := count(t, as(alice), r.Queryable(), "x", 2*hour, 3*hour)
 		require.NoError(t, err, "the query does not need that block")
 		require.Equal(t, 60, n)
-		require.InDelta(t, 2, testutil.ToFloat64(r.Querier.metrics.openFailures), 0)
+		require.InDelta(t, 2, testutil.ToFloat64(r.metrics.openFailures), 0)
 	})
 	t.Run("the bucket is down", func(t *testing.T) {
 		r := newRig(t, rigOption{})
@@ -286,7 +300,7 @@ func TestABlockThatLeavesTheViewStaysOpenUntilItsQueriesEnd(t *testing.T) {
 		n, err := countIn(as(alice), querier, "x")
 		require.NoError(t, err)
 		require.Equal(t, 60, n, "the query goes on")
-		require.InDelta(t, 1, testutil.ToFloat64(r.Querier.metrics.blocksOpen), 0)
+		require.InDelta(t, 1, testutil.ToFloat64(r.metrics.blocksOpen), 0)
 		n, err = count(t, as(alice), r.Queryable(), "x", 0, hour)
 		require.NoError(t, err)
 		require.Zero(t, n, "a new query sees the new view")
@@ -294,7 +308,7 @@ func TestABlockThatLeavesTheViewStaysOpenUntilItsQueriesEnd(t *testing.T) {
 		require.NoError(t, querier.Close())
 		require.NoError(t, querier.Close(), "closing twice closes once")
 		r.refresh()
-		require.InDelta(t, 0, testutil.ToFloat64(r.Querier.metrics.blocksOpen), 0)
+		require.InDelta(t, 0, testutil.ToFloat64(r.metrics.blocksOpen), 0)
 		require.NoDirExists(t, r.blocks.copyDir(blockKey{alice, block}))
 	}
 }
@@ -315,7 +329,7 @@ func TestQueriesThatRunAtTheEndKeepTheirBlocks(t *testing.T) {
 	_, err = count(t, as(alice), r.Queryable(), "x", 0, hour)
 	require.ErrorIs(t, err, errClosed)
 	require.NoError(t, querier.Close())
-	require.InDelta(t, 0, testutil.ToFloat64(r.Querier.metrics.blocksOpen), 0)
+	require.InDelta(t, 0, testutil.ToFloat64(r.metrics.blocksOpen), 0)
 }
 
 func TestACopyIsFetchedOnceForAllQueries(t *testing.T) {
@@ -333,12 +347,14 @@ func TestACopyIsFetchedOnceForAllQueries(t *testing.T) {
 	r2.bucket.Heal()
 	errs := make(chan error)
 	for range 20 {
+		querier, err := r2.Queryable().Querier(0, hour)
+		require.NoError(t, err)
 		go func() {
-			n, err := count(t, as(alice), r2.Queryable(), "x", 0, hour)
+			n, err := countIn(as(alice), querier, "x")
 			if n != 60 {
 				err = errors.Join(err, errors.New("samples are missing"))
 			}
-			errs <- err
+			errs <- errors.Join(err, querier.Close())
 		}()
 	}
 	for range 20 {
