@@ -39,9 +39,8 @@ type Distributor struct {
 	otlp     translator
 }
 
-// New returns a Distributor that pushes to ing. It has no use for the limits of
-// tenants as long as ing, which holds their series, is the one to apply them.
-func New(cfg Config, ing Ingester, _ tenant.LimitsFunc, logger *slog.Logger, reg prometheus.Registerer) (*Distributor, error) {
+// New returns a Distributor that pushes to ing.
+func New(cfg Config, ing Ingester, logger *slog.Logger, reg prometheus.Registerer) (*Distributor, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("distributor: %w", err)
 	}

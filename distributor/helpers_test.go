@@ -120,7 +120,7 @@ func newDistributor(t testing.TB, ing Ingester, change ...func(*Config)) *Distri
 	for _, f := range change {
 		f(&cfg)
 	}
-	d, err := New(cfg, ing, func(tenant.ID) tenant.Limits { return tenant.DefaultLimits() }, nil, prometheus.NewRegistry())
+	d, err := New(cfg, ing, nil, prometheus.NewRegistry())
 	require.NoError(t, err)
 	return d
 }

@@ -485,7 +485,7 @@ func TestConfigNamesAllFaults(t *testing.T) {
 	err := Config{MaxRequestBytes: 1, MaxInflightBytes: 0}.Validate()
 	require.ErrorContains(t, err, "max_request_bytes: 1 is outside 65536 to 1073741824")
 	require.ErrorContains(t, err, "max_inflight_bytes: 0 is below 6")
-	_, err = New(Config{}, newMemory(), nil, nil, nil)
+	_, err = New(Config{}, newMemory(), nil, nil)
 	require.Error(t, err)
 }
 
