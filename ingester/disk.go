@@ -48,7 +48,7 @@ func statfs(dir string) (free uint64, readOnly bool, err error) {
 }
 
 // check returns an error that wraps errDisk if there is no room for need bytes
-// and for what series series may still have to write.
+// and for what so many series may still have to write.
 func (d *disk) check(need uint64, series int64) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -63,7 +63,7 @@ type seriesTime struct {
 // not there is appended out of order.
 func (p *pusher) lateSamples() error {
 	p.app = p.db.Head().AppenderV2(context.Background())
-	p.setBounds() // The first pass may have moved the newest sample.
+	p.setBounds()                      // The first pass may have moved the newest sample.
 	appended := map[seriesTime]point{} // in this pass, so not to be found in storage yet
 	p.t.ing.metrics.compared.Add(float64(len(p.t.app.late)))
 	for _, late := range p.t.app.late {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"unicode/utf8"
 
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/labels"
 
 	"github.com/hundredfold/hundredfold/internal/tenant"
@@ -15,7 +16,7 @@ func ValidateLabels(ls labels.Labels, limits tenant.Limits) error {
 	invalid := func(reason Reason, format string, args ...any) error {
 		return &SeriesError{Reason: reason, Detail: fmt.Sprintf(format, args...), Labels: Clip(ls.String())}
 	}
-	if ls.Get(labels.MetricName) == "" {
+	if ls.Get(model.MetricNameLabel) == "" {
 		return invalid(ReasonMissingName, "the label __name__ is missing or empty")
 	}
 	if limits.MaxLabelsPerSeries > 0 && ls.Len() > limits.MaxLabelsPerSeries {
