@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/prometheus/util/annotations"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/hundredfold/hundredfold/internal/blockstore"
 	"github.com/hundredfold/hundredfold/internal/tenant"
 )
 
@@ -156,6 +157,9 @@ func (s *session[R]) openLocked(ctx context.Context, metas []tsdb.BlockMeta) err
 func (s *session[R]) open(ctx context.Context, id tenant.ID, meta *tsdb.BlockMeta) (*openReader[R], error) {
 	block, release, err := s.q.blocks.acquire(ctx, id, meta)
 	if err != nil {
+		if errors.Is(err, blockstore.ErrBlockNotFound) {
+			s.q.views.hint(id) // the view is out of date: the next query shall have a better one
+		}
 		return nil, err
 	}
 	r, err := s.ofBlock(block, s.mint, s.maxt)

@@ -269,6 +269,24 @@ func TestRunRefreshesEveryIntervalAndUponHints(t *testing.T) {
 	})
 }
 
+func TestABlockThatIsGoneMakesTheViewFresh(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, rigOption{inPlace: true})
+		block := r.upload(alice, 0, hour, blocktest.Floats("x", 0, hour, minute))
+		stop := r.running()
+		defer stop()
+		synctest.Wait()
+		require.NoError(t, r.store.Delete(t.Context(), alice, block))
+
+		_, err := count(t, as(alice), r.Queryable(), "x", 0, hour)
+		require.ErrorIs(t, err, blockstore.ErrBlockNotFound, "not an answer without its samples")
+		synctest.Wait()
+		n, err := count(t, as(alice), r.Queryable(), "x", 0, hour)
+		require.NoError(t, err, "somebody did delete the block")
+		require.Zero(t, n)
+	})
+}
+
 func TestAFirstListingThatFailsIsTriedAgainSoon(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, rigOption{})
