@@ -9,10 +9,15 @@ MAKEFLAGS   += --no-builtin-rules --no-print-directory
 BIN := $(CURDIR)/.bin
 GO  := go
 
-# Packages whose code runs concurrently: they are tested under the race
-# detector, all others without it. No package is tested twice.
-RACE_DIRS := distributor ingester querier compactor \
-	internal/blockstore internal/server internal/write
+# Each package is tested once: those whose code runs concurrently under the race
+# detector, those that run whole programs always anew (the go command does not see
+# what the programs are built of, so it would show old results), the rest as usual.
+RACE := $(addprefix ./,$(addsuffix /...,distributor ingester querier compactor \
+	internal/blockstore internal/loadgen internal/selfmonitor internal/server internal/write))
+E2E  := ./test/e2e/...
+
+# golangci-lint runs vet, on everything.
+GOTEST := $(GO) test -vet=off -timeout 30m
 
 FUZZTIME ?= 20s
 ROUNDS   ?= 50
@@ -41,24 +46,25 @@ build: ## Build .bin/hundredfold
 test: lint check unit ## Everything that CI checks: linters, generated files, all tests, race detector
 
 .PHONY: unit
-unit: build tools ## All tests, end-to-end ones included, those of concurrent packages under the race detector
+unit: tools ## All tests, end-to-end ones included, those of concurrent packages under the race detector
 ifneq ($(HAVE_CC),)
-	@$(GO) test -timeout 20m $$($(GO) list ./... | grep -vxF "$$($(GO) list $(RACE_DIRS:%=./%/...))")
-	@$(GO) test -timeout 20m -race $(RACE_DIRS:%=./%/...)
+	@$(GOTEST) $$($(GO) list ./... | grep -vxF "$$($(GO) list $(RACE) $(E2E))")
+	@$(GOTEST) -race $(RACE)
 else ifdef CI
 	@echo "make test: the race detector needs a C compiler; install gcc" >&2; exit 1
 else
 	@echo "make test: SKIPPED the race detector, which needs a C compiler (install gcc)"
-	@$(GO) test -timeout 20m ./...
+	@$(GOTEST) $$($(GO) list ./... | grep -vxF "$$($(GO) list $(E2E))")
 endif
+	@$(GOTEST) -count=1 $(E2E)
 
 .PHONY: test-short
-test-short: ## Tests that need no other program, in about a minute
-	@$(GO) test -short -timeout 10m ./...
+test-short: ## Tests that take neither other programs nor long
+	@$(GO) test -short $$($(GO) list ./... | grep -vxF "$$($(GO) list $(E2E))")
 
 .PHONY: race
-race: build tools ## All tests under the race detector
-	@$(GO) test -race -timeout 40m ./...
+race: tools ## All tests under the race detector
+	@$(GOTEST) -race ./...
 
 .PHONY: lint
 lint: $(BIN)/golangci-lint $(BIN)/promtool ## Linters, on the code and on what deploy/ holds
@@ -71,25 +77,25 @@ format: $(BIN)/golangci-lint ## Format all Go files
 	@$(BIN)/golangci-lint fmt
 
 .PHONY: check
-check: ## go.mod and generated files are up to date
+check: ## go.mod is tidy; that generated files are up to date is checked by tests
 	@$(GO) mod tidy -diff
 
 .PHONY: fuzz
 fuzz: ## Fuzz every decoder for FUZZTIME each
 	@grep -rHo --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' . | sed 's/:func / /' | while read -r file name; do \
 		echo "== $$name in $$(dirname "$$file")"; \
-		$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$(dirname "$$file")"; \
+		$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$(dirname "$$file")" </dev/null; \
 	done
 
 .PHONY: chaos
-chaos: build ## Kill the process ROUNDS times while it ingests; find every acknowledged sample
-	@HUNDREDFOLD_CHAOS_ROUNDS=$(ROUNDS) $(GO) test -count=1 -v -timeout 2h -run 'Kill' ./cmd/hundredfold/...
+chaos: ## Kill the process ROUNDS times while it ingests; find every acknowledged sample
+	@HUNDREDFOLD_CHAOS_ROUNDS=$(ROUNDS) $(GO) test -count=1 -v -timeout 3h -run TestNothingAcknowledgedIsLostByKills $(E2E)
 
 ##@ Measure
 
 .PHONY: bench
 bench: build ## Benchmarks of the hot paths, then the cost of the whole process under load
-	@$(GO) test -run '^$$' -bench . -benchmem ./distributor/... ./ingester/... ./querier/... ./internal/write/...
+	@$(GO) test -run '^$$' -bench . -benchmem $$(grep -rl --include='*_test.go' '^func Benchmark' . | xargs dirname | sort -u)
 	@scripts/bench.sh
 
 .PHONY: profile
@@ -100,7 +106,8 @@ profile: build ## As the second half of bench, with a CPU profile in .bin/cpu.pp
 ##@ Maintain
 
 .PHONY: generate
-generate: build ## Write docs/configuration.md
+generate: ## Write docs/configuration.md and other generated files
+	@$(GO) test ./cmd/hundredfold -run ConfigurationPage -update
 
 .PHONY: tools
 tools: $(TOOLS) ## Build golangci-lint, Prometheus, promtool and an S3 server
