@@ -42,6 +42,7 @@ func TestImports(t *testing.T) {
 		{"production code uses a package for tests", "querier/q.go", ours + "internal/blockstore/blocktest", "for tests only"},
 		{"a package for tests uses another", "querier/queriertest/q.go", ours + "internal/blockstore/blocktest", ""},
 		{"a package for tests uses another role", "querier/queriertest/q.go", ours + "ingester", "roles never import roles"},
+		{"a test of the whole uses roles", "test/promql/p_test.go", ours + "ingester", ""},
 		{"the test cluster uses roles", "internal/testcluster/c.go", ours + "ingester", ""},
 		{"blockstore uses objstore", "internal/blockstore/b.go", "github.com/thanos-io/objstore/providers/s3", ""},
 		{"a role uses objstore", "ingester/i.go", "github.com/thanos-io/objstore", "only internal/blockstore may"},

@@ -59,8 +59,8 @@ func (t *Tree) checkImport(file File, imported string) string {
 func checkDirection(file File, target string) string {
 	fromRole, targetRole := role(file.Dir), role(target)
 	switch {
-	case in(file.Dir, "internal/testcluster"):
-		return "" // it wires everything
+	case in(file.Dir, "internal/testcluster"), in(file.Dir, "test"):
+		return "" // they wire what they test
 	case testOnly(target) && !file.Test && !testOnly(file.Dir):
 		return "it is for tests only"
 	case in(target, "cmd") && !in(file.Dir, "cmd"):
@@ -79,7 +79,7 @@ func checkDirection(file File, target string) string {
 
 // testOnly reports whether the package in the folder serves tests, by its name.
 func testOnly(dir string) bool {
-	return in(dir, "internal/testcluster") || strings.HasSuffix(path.Base(dir), "test")
+	return in(dir, "internal/testcluster") || in(dir, "test") || strings.HasSuffix(path.Base(dir), "test")
 }
 
 // role returns the role that the folder belongs to, or "".
