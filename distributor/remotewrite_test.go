@@ -432,7 +432,7 @@ func TestSeriesWithoutSamplesIs400InV2(t *testing.T) {
 	w := sendWrite(t, d, remotewrite.V2, r)
 	require.Equal(t, http.StatusBadRequest, w.Code)
 	require.Equal(t, "1 0 0", written(w))
-	require.Contains(t, w.Body.String(), `series_without_samples: the series has neither samples nor histograms (series {__name__="bare"})`)
+	require.Contains(t, w.Body.String(), `series_without_samples: the series has neither samples nor histograms nor exemplars (series {__name__="bare"})`)
 	require.Equal(t, http.StatusNoContent, sendWrite(t, d, remotewrite.V1, r).Code)
 }
 

@@ -320,7 +320,7 @@ func TestSeriesAtFaultLeavesTheOthersAlone(t *testing.T) {
 	}
 }
 
-func TestSeriesWithoutSamplesIsRejectedInV2Only(t *testing.T) {
+func TestEmptySeriesIsRejectedInV2Only(t *testing.T) {
 	raw, err := (&writev2.Request{
 		Symbols: []string{"", "__name__", "up"},
 		Timeseries: []writev2.TimeSeries{
@@ -331,11 +331,11 @@ func TestSeriesWithoutSamplesIsRejectedInV2Only(t *testing.T) {
 	}).Marshal()
 	require.NoError(t, err)
 	b, rejected := decode(t, V2, raw)
-	require.Equal(t, write.Counts{}, b.Counts())
-	require.Empty(t, b.Series)
+	require.Equal(t, write.Counts{Exemplars: 2}, b.Counts(), "Prometheus sends exemplars alone")
+	require.Len(t, b.Series, 1)
 	require.Equal(t, []write.Rejection{
-		{Reason: write.ReasonNoSamples, Count: 3, Example: &write.SeriesError{
-			Reason: write.ReasonNoSamples, Detail: "the series has neither samples nor histograms", Labels: `{__name__="up"}`,
+		{Reason: write.ReasonNoSamples, Count: 1, Example: &write.SeriesError{
+			Reason: write.ReasonNoSamples, Detail: "the series has neither samples nor histograms nor exemplars", Labels: `{__name__="up"}`,
 		}},
 		{Reason: write.ReasonMalformedSeries, Count: 1, Example: &write.SeriesError{
 			Reason: write.ReasonMalformedSeries, Detail: "the number of label references is odd",

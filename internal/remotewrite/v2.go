@@ -190,24 +190,25 @@ func (d *Decoder) finishV2(s write.Series, r region, meta metadataV2) error {
 	if s.Err != nil {
 		s.ID = write.Identity{}
 	}
-	if s.Samples.Len > 0 || s.Histograms.Len > 0 {
+	// Prometheus sends exemplars in series of their own, against the letter of the
+	// protocol, which wants a sample or a histogram in each.
+	if s.Samples.Len > 0 || s.Histograms.Len > 0 || s.Exemplars.Len > 0 {
 		return d.add(s, r)
 	}
 	// If its histograms were rejected, that is said already.
-	if d.unfit == 0 || s.Exemplars.Len > 0 {
+	if d.unfit == 0 {
 		d.rejectEmpty(s, r)
 	}
-	d.batch.Exemplars = d.batch.Exemplars[:s.Exemplars.Off]
 	return nil
 }
 
-// rejectEmpty rejects a series without samples.
+// rejectEmpty rejects a series with nothing in it.
 func (d *Decoder) rejectEmpty(s write.Series, r region) {
-	reason, detail := write.ReasonNoSamples, "the series has neither samples nor histograms"
+	reason, detail := write.ReasonNoSamples, "the series has neither samples nor histograms nor exemplars"
 	if s.Err != nil {
 		reason, detail = write.ReasonMalformedSeries, s.Err.Error()
 	}
-	d.reject(reason, max(1, int(s.Exemplars.Len)), func() (string, string) { return detail, d.describe(r) })
+	d.reject(reason, 1, func() (string, string) { return detail, d.describe(r) })
 }
 
 // noRef stands for "no such symbol".
