@@ -92,11 +92,13 @@ func start(t testing.TB, p *Process) *Process {
 	p.client = &http.Client{Timeout: time.Minute, Transport: &http.Transport{MaxIdleConnsPerHost: 4}}
 	t.Cleanup(func() {
 		p.client.CloseIdleConnections()
+		defer func() { // also if Stop fails
+			if t.Failed() {
+				t.Logf("log of %s at %s:\n%s", p.name, p.URL, p.log.String())
+			}
+		}()
 		if p.Running() {
 			p.Stop()
-		}
-		if t.Failed() {
-			t.Logf("log of %s at %s:\n%s", p.name, p.URL, p.log.String())
 		}
 	})
 	p.Launch()
@@ -147,13 +149,19 @@ func (p *Process) Kill() {
 // Stop ends the process with SIGTERM. It must end well, and soon.
 func (p *Process) Stop() {
 	p.t.Helper()
+	require.NoErrorf(p.t, p.End(), "%s was asked to stop", p.name)
+}
+
+// End ends the process with SIGTERM. It must end soon; how it ended is returned.
+func (p *Process) End() error {
+	p.t.Helper()
 	require.NoError(p.t, p.cmd.Process.Signal(syscall.SIGTERM))
 	timeout := time.NewTimer(stopTimeout)
 	defer timeout.Stop()
 	select {
 	case err := <-p.ended:
 		p.cmd = nil
-		require.NoErrorf(p.t, err, "%s was asked to stop", p.name)
+		return err
 	case <-timeout.C:
 		// What its goroutines do is what one wants to know now.
 		if err := p.cmd.Process.Signal(syscall.SIGQUIT); err == nil {
@@ -161,6 +169,7 @@ func (p *Process) Stop() {
 		}
 		p.cmd = nil
 		p.t.Fatalf("%s has not stopped within %s", p.name, stopTimeout)
+		return nil
 	}
 }
 

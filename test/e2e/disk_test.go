@@ -20,19 +20,8 @@ import (
 
 func TestAFullDiskRefusesWritesUntilThereIsRoomAgain(t *testing.T) {
 	t.Parallel()
-	mount := filepath.Join(t.TempDir(), "disk")
-	require.NoError(t, os.Mkdir(mount, 0o755))
-	// The process has a disk of its own that only it sees, and it goes with it.
-	script := fmt.Sprintf(`mount -t tmpfs -o size=256m tmpfs %q && exec "$@"`, mount)
-	if out, err := exec.Command("unshare", "-m", "sh", "-c", script, "sh", "true").CombinedOutput(); err != nil {
-		t.Skipf("this needs the right to mount: %v: %s", err, out)
-	}
-	process := testcluster.Start(t, testcluster.Options{
-		Config: quiet, DataDir: filepath.Join(mount, "data"), Wrapper: []string{"unshare", "-m", "sh", "-c", script, "sh"},
-	})
-	seen := filepath.Join(fmt.Sprintf("/proc/%d/root", process.PID()), mount)
-
-	g := newLoad(t, process.URL, func(c *loadgen.Config) { c.Span, c.Rate = 3*time.Hour, 20_000 })
+	process, disk := startOnSmallDisk(t)
+	g := newLoad(t, process.URL, endless)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	var running errgroup.Group
@@ -42,7 +31,7 @@ func TestAFullDiskRefusesWritesUntilThereIsRoomAgain(t *testing.T) {
 	})
 	for _, leave := range []int64{40 << 20, 0} { // little room; none at all
 		live(t, g, 500*time.Millisecond)
-		filler := fill(t, seen, leave)
+		filler := fill(t, disk, leave)
 		retries := g.Progress().Retries
 		testcluster.Eventually(t, time.Minute, func(context.Context) error {
 			if g.Progress().Retries < retries+3 {
@@ -63,9 +52,38 @@ func TestAFullDiskRefusesWritesUntilThereIsRoomAgain(t *testing.T) {
 			return nil
 		})
 	}
+	cancel()
 	require.NoError(t, running.Wait())
 	require.Zero(t, g.Progress().Refused)
 	verify(t, g)
+}
+
+func TestAProcessStopsOnAFullDisk(t *testing.T) {
+	t.Parallel()
+	process, disk := startOnSmallDisk(t)
+	send(t, newLoad(t, process.URL, func(c *loadgen.Config) { c.Span = time.Hour }))
+	fill(t, disk, 0)
+	_ = process.End() // it may say that it could not tidy up
+	require.NotContains(t, process.Log(), "panic")
+}
+
+// endless is a load that takes more time than there is.
+func endless(c *loadgen.Config) { c.Span, c.Rate = 7*24*time.Hour, 10_000 }
+
+// startOnSmallDisk starts a process whose data is on a disk of its own. Only the
+// process sees the disk, and it goes with it; the test sees it in the folder
+// that is returned.
+func startOnSmallDisk(t testing.TB) (process *testcluster.Process, disk string) {
+	t.Helper()
+	mount := filepath.Join(t.TempDir(), "disk")
+	require.NoError(t, os.Mkdir(mount, 0o755))
+	script := fmt.Sprintf(`mount -t tmpfs -o size=256m tmpfs %q && exec "$@"`, mount)
+	wrapper := []string{"unshare", "-m", "sh", "-c", script, "sh"}
+	if out, err := exec.Command(wrapper[0], append(wrapper[1:], "true")...).CombinedOutput(); err != nil {
+		t.Skipf("this needs the right to mount: %v: %s", err, out)
+	}
+	process = testcluster.Start(t, testcluster.Options{Config: quiet, DataDir: filepath.Join(mount, "data"), Wrapper: wrapper})
+	return process, filepath.Join(fmt.Sprintf("/proc/%d/root", process.PID()), mount)
 }
 
 // fill makes a file that leaves as many bytes of the disk, and returns its name.
