@@ -30,8 +30,14 @@ type Process struct {
 	command []string
 	client  *http.Client
 	log     log
-	cmd     *exec.Cmd
-	ended   chan error // takes the outcome of cmd
+	current *incarnation // nil while nothing runs
+}
+
+// incarnation is one run of the program.
+type incarnation struct {
+	cmd   *exec.Cmd
+	ended chan struct{}
+	err   error // how it ended; set before ended is closed
 }
 
 // Options say how Hundredfold is started.
@@ -109,12 +115,15 @@ func start(t testing.TB, p *Process) *Process {
 // Launch starts the process, which must not be running, and does not wait.
 func (p *Process) Launch() {
 	p.t.Helper()
-	require.Nil(p.t, p.cmd, "BUG: the process is running")
-	cmd := exec.Command(p.command[0], p.command[1:]...)
-	cmd.Stdout, cmd.Stderr = &p.log, &p.log
-	require.NoError(p.t, cmd.Start())
-	p.cmd, p.ended = cmd, make(chan error, 1)
-	go func(ended chan error) { ended <- cmd.Wait() }(p.ended)
+	require.Nil(p.t, p.current, "BUG: the process is running")
+	run := &incarnation{cmd: exec.Command(p.command[0], p.command[1:]...), ended: make(chan struct{})}
+	run.cmd.Stdout, run.cmd.Stderr = &p.log, &p.log
+	require.NoError(p.t, run.cmd.Start())
+	p.current = run
+	go func() {
+		run.err = run.cmd.Wait()
+		close(run.ended)
+	}()
 }
 
 // AwaitReady waits until the process is ready.
@@ -122,8 +131,9 @@ func (p *Process) AwaitReady() {
 	p.t.Helper()
 	Eventually(p.t, readyTimeout, func(ctx context.Context) error {
 		select {
-		case err := <-p.ended:
-			p.cmd = nil
+		case <-p.current.ended:
+			err := p.current.err
+			p.current = nil
 			p.t.Fatalf("%s ended before it was ready: %v", p.name, err)
 		default:
 		}
@@ -133,17 +143,17 @@ func (p *Process) AwaitReady() {
 }
 
 // Running reports whether the process was started and not ended by the test.
-func (p *Process) Running() bool { return p.cmd != nil }
+func (p *Process) Running() bool { return p.current != nil }
 
 // PID returns the process's id.
-func (p *Process) PID() int { return p.cmd.Process.Pid }
+func (p *Process) PID() int { return p.current.cmd.Process.Pid }
 
 // Kill ends the process with SIGKILL.
 func (p *Process) Kill() {
 	p.t.Helper()
-	require.NoError(p.t, p.cmd.Process.Kill())
-	<-p.ended
-	p.cmd = nil
+	require.NoError(p.t, p.current.cmd.Process.Kill())
+	<-p.current.ended
+	p.current = nil
 }
 
 // Stop ends the process with SIGTERM. It must end well, and soon.
@@ -155,19 +165,19 @@ func (p *Process) Stop() {
 // End ends the process with SIGTERM. It must end soon; how it ended is returned.
 func (p *Process) End() error {
 	p.t.Helper()
-	require.NoError(p.t, p.cmd.Process.Signal(syscall.SIGTERM))
+	run := p.current
+	p.current = nil
+	require.NoError(p.t, run.cmd.Process.Signal(syscall.SIGTERM))
 	timeout := time.NewTimer(stopTimeout)
 	defer timeout.Stop()
 	select {
-	case err := <-p.ended:
-		p.cmd = nil
-		return err
+	case <-run.ended:
+		return run.err
 	case <-timeout.C:
 		// What its goroutines do is what one wants to know now.
-		if err := p.cmd.Process.Signal(syscall.SIGQUIT); err == nil {
-			<-p.ended
+		if err := run.cmd.Process.Signal(syscall.SIGQUIT); err == nil {
+			<-run.ended
 		}
-		p.cmd = nil
 		p.t.Fatalf("%s has not stopped within %s", p.name, stopTimeout)
 		return nil
 	}

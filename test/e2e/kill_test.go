@@ -37,7 +37,8 @@ func TestNothingAcknowledgedIsLostByKills(t *testing.T) {
 			g := newLoad(t, front.URL, func(c *loadgen.Config) {
 				c.World = loadgen.World{Seed: 5, Series: 700, Histograms: 40, Interval: 15 * time.Second, Churn: 0.5}
 				c.Span = 14 * 24 * time.Hour // more than there is time for
-				c.Rate = 100_000
+				c.Rate = 150_000
+				c.Senders, c.SamplesPerRequest = 8, 200 // so that some requests are always under way
 				c.Protocol = protocol
 			})
 
