@@ -78,9 +78,9 @@ func (c *caps) decide(growth map[tenant.ID]int64, heap int64) {
 			next.full = write.ReasonInstanceHeapLimit
 		}
 	}
-	var most int64 = -1
+	var most int64
 	for id, n := range growth {
-		if n > most || (n == most && id < next.fastest) {
+		if n > most || (n == most && n > 0 && id < next.fastest) {
 			most, next.fastest = n, id
 		}
 	}
@@ -166,6 +166,6 @@ func (g *gate) release() {
 // growth returns how many series were created lately: the count halves at every call.
 func (g *gate) growth() int64 {
 	n := g.created.Load()
-	g.created.Add(-n / 2)
+	g.created.Add(-(n + 1) / 2)
 	return n
 }

@@ -34,6 +34,10 @@ import (
 	"github.com/hundredfold/hundredfold/internal/write"
 )
 
+// maintainers is how many tenants are maintained at once. A cut waits for the
+// queries that read what it drops, so one slow query must not hold up all tenants.
+const maintainers = 4
+
 var (
 	// errClosed says that a tenant's TSDB was closed between finding and using it.
 	errClosed = errors.New("the tenant's TSDB is closed")
@@ -41,6 +45,8 @@ var (
 	errStopped = errors.New("the ingester is shutting down")
 	// errBroken says that a tenant's write-ahead log could not be written.
 	errBroken = errors.New("the tenant's write-ahead log could not be written")
+	// errLateLog says the same of the log of out-of-order samples.
+	errLateLog = errors.New("the log of out-of-order samples could not be written")
 )
 
 // Config configures an Ingester.
@@ -196,7 +202,7 @@ func (i *Ingester) Push(ctx context.Context, id tenant.ID, b *write.Batch) (writ
 		if err != nil {
 			return write.Result{}, err
 		}
-		result, err := t.push(b)
+		result, err := t.push(ctx, b)
 		if errors.Is(err, errClosed) {
 			continue // It was closed since we found it; open it again.
 		}
@@ -285,6 +291,16 @@ func (i *Ingester) Metadata(id tenant.ID, metric string) map[string][]metadata.M
 	return t.metadataOf(metric)
 }
 
+// LocalBlocks returns the blocks of a tenant that queriers which were opened
+// before read here, whether or not the bucket has them.
+func (i *Ingester) LocalBlocks(id tenant.ID) []ulid.ULID {
+	t := i.lookup(id)
+	if t == nil {
+		return nil
+	}
+	return t.localBlocks()
+}
+
 // Stats describes the head of a tenant; ok is false if it has none.
 func (i *Ingester) Stats(id tenant.ID, labelName string, limit int) (stats *tsdb.Stats, ok bool) {
 	t := i.lookup(id)
@@ -345,26 +361,35 @@ func (i *Ingester) maintain(ctx context.Context) {
 		growth[t.id] = t.growth()
 	}
 	i.caps.update(growth)
+	var g errgroup.Group
+	g.SetLimit(maintainers)
 	for _, t := range i.all() {
-		if ctx.Err() != nil {
-			return
-		}
-		if err := t.maintain(ctx); err != nil && ctx.Err() == nil {
-			i.metrics.maintenanceFailures.WithLabelValues(string(t.id)).Inc()
-			i.logger.Error("Maintenance of a tenant ended early and is tried again in the next round; nothing is lost, but its data stays in memory and on the local disk until it works",
-				"tenant", t.id, "err", err)
-		}
+		g.Go(func() error {
+			if err := t.maintain(ctx); err != nil && ctx.Err() == nil {
+				i.metrics.maintenanceFailures.WithLabelValues(string(t.id)).Inc()
+				i.logger.Error("Maintenance of a tenant ended early and is tried again in the next round; nothing is lost, but its data stays in memory and on the local disk until it works",
+					"tenant", t.id, "err", err)
+			}
+			return nil
+		})
 	}
+	_ = g.Wait() // Errors are logged, tenant by tenant.
 }
 
-// remove forgets a tenant that was closed for good. Its folder goes if nothing
-// but the leftovers of an empty TSDB is in it.
-func (i *Ingester) remove(t *tenantDB) error {
+// forget takes a tenant that was closed for good out of the list.
+func (i *Ingester) forget(t *tenantDB) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.mu.tenants[t.id] == t {
 		delete(i.mu.tenants, t.id)
 	}
+}
+
+// remove deletes the folder of a tenant that was closed for good and is empty,
+// and forgets it: in this order, so that a write that comes meanwhile does not
+// open the folder.
+func (i *Ingester) remove(t *tenantDB) error {
+	defer i.forget(t)
 	if err := os.RemoveAll(t.dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove the folder of an idle tenant: %w", err)
 	}
@@ -388,5 +413,7 @@ func (i *Ingester) newTenantDB(id tenant.ID) *tenantDB {
 		dir: filepath.Join(i.cfg.Dir, string(id)),
 		ing: i,
 		log: i.logger.With("tenant", id),
+
+		appending: newTurn(),
 	}
 }

@@ -22,7 +22,8 @@ const (
 
 	// maxMetadataMetrics bounds the metric families that a tenant's metadata is
 	// kept for, and maxMetadataPerMetric how many kinds of it (targets may differ);
-	// maxMetadataBytes bounds one help text.
+	// maxMetadataBytes bounds each
+	// of its texts.
 	maxMetadataMetrics   = 100_000
 	maxMetadataPerMetric = 10
 	maxMetadataBytes     = 1024
@@ -78,7 +79,7 @@ func (m *metadataStore) add(ms []write.Metadata) {
 }
 
 func (m *metadataStore) addLocked(md write.Metadata) {
-	if md.Metric == "" {
+	if md.Metric == "" || len(md.Metric) > maxMetadataBytes || len(md.Unit) > maxMetadataBytes {
 		return
 	}
 	help := md.Help
@@ -155,7 +156,7 @@ func (m *metadataStore) save() error {
 // writeFile replaces the file at path in one step: it holds the old or the new
 // data whenever the process or the machine stops.
 func writeFile(path string, data []byte) (err error) {
-	tmp, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".tmp-*")
+	tmp, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+temporarySuffix+"*")
 	if err != nil {
 		return err
 	}
@@ -173,6 +174,22 @@ func writeFile(path string, data []byte) (err error) {
 		return err
 	}
 	return syncDir(filepath.Dir(path))
+}
+
+const temporarySuffix = ".tmp-"
+
+// removeTemporaries removes what writeFile left in dir when the process died.
+func removeTemporaries(dir string) error {
+	left, err := filepath.Glob(filepath.Join(dir, "*"+temporarySuffix+"*"))
+	if err != nil {
+		return err
+	}
+	for _, path := range left {
+		if err := os.RemoveAll(path); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func syncDir(dir string) error {

@@ -40,9 +40,12 @@ type lateSample struct {
 }
 
 // push appends b. The caller sees errClosed if the tenant was closed meanwhile.
-func (t *tenantDB) push(b *write.Batch) (write.Result, error) {
+func (t *tenantDB) push(ctx context.Context, b *write.Batch) (write.Result, error) {
 	db, release, err := t.acquire()
 	if errors.Is(err, errClosed) {
+		if result, ok := t.nothingValid(b); ok {
+			return result, nil // Garbage opens no TSDB.
+		}
 		if err := t.open(); err != nil {
 			return write.Result{}, err
 		}
@@ -58,8 +61,10 @@ func (t *tenantDB) push(b *write.Batch) (write.Result, error) {
 		return write.Result{}, nil
 	}
 
-	t.appending.Lock()
-	defer t.appending.Unlock()
+	if err := t.appending.take(ctx); err != nil {
+		return write.Result{}, fmt.Errorf("wait for other writes of tenant %s: %w", t.id, err)
+	}
+	defer t.appending.give()
 	if t.broken.Load() {
 		t.ing.metrics.refused.WithLabelValues("wal").Inc()
 		return write.Result{}, wire.Unavailable(fmt.Errorf("tenant %s: %w; it is opened anew as soon as the disk takes writes", t.id, errBroken), 10*time.Second)
@@ -67,6 +72,24 @@ func (t *tenantDB) push(b *write.Batch) (write.Result, error) {
 	p := pusher{t: t, db: db, b: b, limits: t.ing.deps.Limits(t.id), maxT: t.ing.now().Add(maxAhead).UnixMilli()}
 	p.setBounds()
 	return p.run()
+}
+
+// nothingValid reports whether b holds nothing that could be stored, and why.
+func (t *tenantDB) nothingValid(b *write.Batch) (result write.Result, ok bool) {
+	if len(b.Metadata) > 0 {
+		return write.Result{}, false
+	}
+	limits, scratch, hasher := t.ing.deps.Limits(t.id), labels.NewScratchBuilder(32), write.NewHasher()
+	for i := range b.Series {
+		_, _, err := b.Resolve(i, limits, &scratch, hasher)
+		var invalid *write.SeriesError
+		if !errors.As(err, &invalid) {
+			return write.Result{}, false
+		}
+		ser := &b.Series[i]
+		result.Reject(invalid, max(1, int(ser.Samples.Len+ser.Histograms.Len+ser.Exemplars.Len)))
+	}
+	return result, true
 }
 
 // pusher appends one batch. It runs with the tenant's appending held.
@@ -91,7 +114,7 @@ type pusher struct {
 func (p *pusher) setBounds() {
 	p.minT = math.MinInt64
 	if head := p.db.Head(); head.MinTime() != math.MaxInt64 {
-		p.minT = head.MaxTime() - time.Duration(p.limits.OutOfOrderWindow).Milliseconds()
+		p.minT = p.t.oldestLate(p.db)
 	}
 }
 
@@ -106,14 +129,14 @@ func (p *pusher) run() (write.Result, error) {
 			return p.abort(err)
 		}
 	}
-	if err := p.app.Commit(); err != nil {
+	if err := p.commit(); err != nil {
 		return p.broke(err)
 	}
 	if len(p.t.app.late) > 0 {
 		if err := p.lateSamples(); err != nil {
 			return p.abort(err)
 		}
-		if err := p.app.Commit(); err != nil {
+		if err := p.commit(); err != nil {
 			return p.broke(err)
 		}
 	}
@@ -123,6 +146,17 @@ func (p *pusher) run() (write.Result, error) {
 		}
 	}
 	return p.result, nil
+}
+
+// commit stores what was appended, or nothing of it is sure to be stored.
+func (p *pusher) commit() error {
+	if err := p.app.Commit(); err != nil {
+		return err
+	}
+	if p.t.lateLogFailed.Load() {
+		return errLateLog
+	}
+	return nil
 }
 
 // abort ends a push that met an error which is no sample's fault. Nothing of the
@@ -206,6 +240,11 @@ func (p *pusher) at() *entry {
 // sample appends a sample that is newer than its series' newest, or notes it as late.
 func (p *pusher) sample(i int, k uint32, st, t int64, v float64, h *histogram.Histogram, fh *histogram.FloatHistogram) error {
 	switch {
+	case t < 0:
+		p.reject(i, write.ReasonTooOld, func() string {
+			return fmt.Sprintf("the sample's time of %d ms is before 1970", t)
+		})
+		return nil
 	case t > p.maxT:
 		p.reject(i, write.ReasonFuture, func() string {
 			return fmt.Sprintf("the sample's time %s is more than %s ahead of the clock here", formatTime(t), maxAhead)

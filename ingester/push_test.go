@@ -3,6 +3,7 @@ package ingester
 import (
 	"context"
 	"math"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -134,6 +135,33 @@ func TestInvalidHistogramIsRejectedAndTheRestIsWritten(t *testing.T) {
 	require.Equal(t, write.ReasonInvalidHistogram, result.Rejected[0].Reason)
 }
 
+func TestInvalidHistogramForAStoredTimeIsRejected(t *testing.T) {
+	f := newFixture(t)
+	push := func(h *histogram.Histogram) write.Result {
+		b := &write.Batch{}
+		b.Add(write.NewHasher(), seriesLabels("h"), nil, []write.Histogram{{T: noon.UnixMilli(), Int: h}}, nil)
+		return f.offer(acme, b)
+	}
+	require.NoError(t, resultErr(push(testHistogram(1))))
+	for name, bad := range map[string]*histogram.Histogram{
+		"buckets without spans": {Schema: 1, Count: 2, Sum: 1, PositiveBuckets: []int64{0, 1}},
+		"spans without buckets": {Schema: 1, Count: 2, Sum: 1, PositiveSpans: []histogram.Span{{Offset: 0, Length: 5}}},
+		"more buckets":          {Schema: 1, Count: 2, Sum: 1, PositiveSpans: []histogram.Span{{Offset: 0, Length: 1}}, PositiveBuckets: []int64{0, 1, 2}},
+		"fewer buckets":         {Schema: 1, Count: 2, Sum: 1, PositiveSpans: []histogram.Span{{Offset: 0, Length: 4}}, PositiveBuckets: []int64{0, 1}},
+	} {
+		require.Equal(t, write.ReasonInvalidHistogram, push(bad).Rejected[0].Reason, name)
+	}
+}
+
+func TestSamplesBefore1970AreRejected(t *testing.T) {
+	f := newFixture(t)
+	b := &write.Batch{}
+	b.Add(write.NewHasher(), seriesLabels("a"), []write.Sample{{T: -1, V: 1}, {T: math.MinInt64, V: 1}}, nil, nil)
+	result := f.offer(acme, b)
+	require.Equal(t, 2, result.Rejected[0].Count)
+	require.Equal(t, write.ReasonTooOld, result.Rejected[0].Reason)
+}
+
 func TestNativeHistogramWithCustomBuckets(t *testing.T) {
 	f := newFixture(t)
 	b := &write.Batch{}
@@ -195,6 +223,16 @@ func TestSeriesThatTheHeadDroppedComesBack(t *testing.T) {
 	f.push(acme, sample{"a", 4 * time.Hour, 2})
 	f.push(acme, sample{"a", 4*time.Hour + time.Second, 3})
 	require.Equal(t, []string{"0s 1", "4h0m0s 2", "4h0m1s 3"}, f.stored(acme)["a"])
+}
+
+func TestRequestWithNothingValidOpensNoTSDB(t *testing.T) {
+	f := newFixture(t)
+	b := &write.Batch{}
+	b.Add(write.NewHasher(), labels.FromStrings("nameless", "x"), []write.Sample{{T: noon.UnixMilli()}, {T: noon.UnixMilli() + 1}}, nil, nil)
+	result := f.offer("anybody", b)
+	require.Equal(t, write.ReasonMissingName, result.Rejected[0].Reason)
+	require.Equal(t, 2, result.Rejected[0].Count)
+	require.NoDirExists(t, filepath.Join(f.dir, "ingester", "anybody"))
 }
 
 func TestInvalidSeriesAreRejectedOneByOne(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"math"
 	"sync"
 
+	"github.com/oklog/ulid/v2"
 	"github.com/prometheus/prometheus/model/exemplar"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/model/metadata"
@@ -103,6 +104,19 @@ func (t *tenantDB) metadataOf(metric string) map[string][]metadata.Metadata {
 		return nil
 	}
 	return t.meta.get(metric)
+}
+
+func (t *tenantDB) localBlocks() []ulid.ULID {
+	db, release, err := t.acquire()
+	if err != nil {
+		return nil
+	}
+	defer release()
+	var ids []ulid.ULID
+	for _, b := range db.Blocks() {
+		ids = append(ids, b.Meta().ULID)
+	}
+	return ids
 }
 
 func (t *tenantDB) stats(labelName string, limit int) (*tsdb.Stats, bool) {

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/oklog/ulid/v2"
 	"github.com/prometheus/prometheus/tsdb"
@@ -88,12 +89,24 @@ func (s *shipped) add(id ulid.ULID, local []*tsdb.Block) error {
 	return nil
 }
 
-// deletable returns the blocks that were uploaded and that queries read from the bucket.
-func (s *shipped) deletable(blocks []*tsdb.Block, visible func(ulid.ULID) bool) map[ulid.ULID]struct{} {
+// uploadTimeout ends an upload that hangs, so that it is tried again.
+const uploadTimeout = 15 * time.Minute
+
+func (t *tenantDB) upload(ctx context.Context, dir string) error {
+	ctx, cancel := context.WithTimeout(ctx, uploadTimeout)
+	defer cancel()
+	return t.ing.deps.Store.Upload(ctx, t.id, dir)
+}
+
+// deletable returns the blocks that were uploaded, that queries read from the
+// bucket, and that no late sample need be compared with any more.
+func (t *tenantDB) deletable(db *tsdb.DB, blocks []*tsdb.Block) map[ulid.ULID]struct{} {
 	out := map[ulid.ULID]struct{}{}
 	for _, b := range blocks {
-		if id := b.Meta().ULID; s.has(id) && visible(id) {
-			out[id] = struct{}{}
+		meta := b.Meta()
+		settled := t.retiring.Load() || meta.MaxTime <= t.oldestLate(db)
+		if settled && t.shipped.has(meta.ULID) && t.ing.deps.Visible(t.id, meta.ULID) {
+			out[meta.ULID] = struct{}{}
 		}
 	}
 	return out
@@ -107,7 +120,7 @@ func (t *tenantDB) shipHeld(ctx context.Context, db *tsdb.DB) error {
 		if t.shipped.has(id) {
 			continue
 		}
-		if err := t.ing.deps.Store.Upload(ctx, t.id, b.Dir()); err != nil {
+		if err := t.upload(ctx, b.Dir()); err != nil {
 			t.ing.metrics.uploadFailures.Inc()
 			errs = append(errs, fmt.Errorf("upload block %s: %w", id, err))
 			continue // One block must not hold up the others.
@@ -128,13 +141,12 @@ func (t *tenantDB) shipHeld(ctx context.Context, db *tsdb.DB) error {
 // out-of-order samples, of which there are few or none, is how to ask it for a
 // reload. Blocks of out-of-order samples alone are not worth it while more may
 // come: each would make another. They go with the next cut. use is held shared.
-func (t *tenantDB) deleteShipped(ctx context.Context, db *tsdb.DB, idle bool) error {
-	visible := func(id ulid.ULID) bool { return t.ing.deps.Visible(t.id, id) }
-	deletable := t.shipped.deletable(db.Blocks(), visible)
+func (t *tenantDB) deleteShipped(ctx context.Context, db *tsdb.DB) error {
+	deletable := t.deletable(db, db.Blocks())
 	worthIt := false
 	for _, b := range db.Blocks() {
 		meta := b.Meta()
-		if _, ok := deletable[meta.ULID]; ok && (idle || !meta.Compaction.FromOutOfOrder()) {
+		if _, ok := deletable[meta.ULID]; ok && (t.retiring.Load() || !meta.Compaction.FromOutOfOrder()) {
 			worthIt = true
 		}
 	}

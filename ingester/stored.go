@@ -41,6 +41,18 @@ func (p point) same(v float64, h *histogram.Histogram, fh *histogram.FloatHistog
 	}
 }
 
+// validate finds fault with histograms that can't be compared, nor stored.
+func (p point) validate() error {
+	switch {
+	case p.int != nil:
+		return p.int.Validate()
+	case p.float != nil:
+		return p.float.Validate()
+	default:
+		return nil
+	}
+}
+
 func (p point) stale() bool {
 	switch {
 	case p.int != nil:
@@ -83,6 +95,10 @@ func (p *pusher) lateSamples() error {
 		} else {
 			s := p.b.Samples[late.index]
 			st, x = s.ST, point{t: s.T, v: s.V}
+		}
+		if err := x.validate(); err != nil {
+			p.reject(late.series, write.ReasonInvalidHistogram, err.Error)
+			continue
 		}
 		key := seriesTime{p.at().id, x.t}
 		known, ok := appended[key]

@@ -31,7 +31,7 @@ const minTableSize = 64
 
 // find returns the entry of id, or nil. The pointer is good until the next insert.
 func (t *table) find(id write.Identity) *entry {
-	if len(t.entries) == 0 {
+	if len(t.entries) == 0 || id.IsZero() {
 		return nil
 	}
 	mask := uint64(len(t.entries) - 1)

@@ -58,13 +58,19 @@ type tenantDB struct {
 	// appending is held by the one push, or the one cut of everything, at a time.
 	// It is what makes retries idempotent (no two pushes race to store the same
 	// sample), and it stands in for the TSDB's isolation, which is off.
-	appending sync.Mutex
+	appending turn
 	app       appendState // guarded by appending
 
 	// broken is set when a commit could not be written to the log: the head may
 	// hold series that the log lacks, so nothing more may be acknowledged
 	// before the TSDB is opened anew from the log.
-	broken   atomic.Bool
+	broken atomic.Bool
+	// lateLogFailed is set when the log of out-of-order samples could not be
+	// written, which the TSDB only mentions in its log.
+	lateLogFailed atomic.Bool
+	// retiring lets blocks go that late samples may still be compared with.
+	retiring atomic.Bool
+
 	lastPush atomic.Int64 // Unix nanoseconds
 
 	// working is held by whoever cuts, uploads and deletes blocks.
@@ -97,12 +103,17 @@ func (t *tenantDB) openLocked() error {
 	}
 	t.openErr = nil
 	t.broken.Store(false)
+	t.lateLogFailed.Store(false)
+	t.retiring.Store(false)
 	t.lastPush.Store(now.UnixNano())
 	return nil
 }
 
 func (t *tenantDB) openNewLocked() error {
 	if err := os.MkdirAll(t.dir, 0o750); err != nil {
+		return err
+	}
+	if err := removeTemporaries(t.dir); err != nil {
 		return err
 	}
 	meta, err := openMetadata(t.dir)
@@ -114,7 +125,7 @@ func (t *tenantDB) openNewLocked() error {
 		return err
 	}
 	g := &gate{id: t.id, limits: t.ing.deps.Limits, caps: t.ing.caps}
-	db, err := tsdb.Open(t.dir, slog.New(quiet{t.log.Handler()}), nil, t.options(g, sh), nil)
+	db, err := tsdb.Open(t.dir, slog.New(quiet{t.log.Handler(), t.overheard}), nil, t.options(g, sh), nil)
 	if err != nil {
 		g.release()
 		return err
@@ -156,10 +167,24 @@ func (t *tenantDB) options(g *gate, sh *shipped) *tsdb.Options {
 	// gives up on the process if it is. maintain does its work instead.
 	o.BlockReloadInterval = math.MaxInt64
 	o.BlocksToDelete = func(blocks []*tsdb.Block) map[ulid.ULID]struct{} {
-		return sh.deletable(blocks, func(id ulid.ULID) bool { return t.ing.deps.Visible(t.id, id) })
+		if t.db == nil {
+			return nil // It is being opened.
+		}
+		return t.deletable(t.db, blocks)
 	}
 	return o
 }
+
+// overheard is told the errors that the TSDB logs.
+func (t *tenantDB) overheard(message string) {
+	if message == lateLogFailure {
+		t.lateLogFailed.Store(true)
+	}
+}
+
+// lateLogFailure is what the TSDB logs when it appends out-of-order samples
+// without having them in its log; the append succeeds all the same.
+const lateLogFailure = "Failed to log out of order samples into the WAL"
 
 // closedErrLocked says why there is no TSDB. use is held.
 func (t *tenantDB) closedErrLocked() error {
@@ -216,41 +241,41 @@ func (t *tenantDB) maintain(ctx context.Context) error {
 	}
 	defer release()
 	if t.broken.Load() {
-		return nil // Someone reads from it; repair comes when they are done.
+		return nil // The disk takes no writes yet.
 	}
+	idle := t.ing.now().Sub(time.Unix(0, t.lastPush.Load())) >= t.ing.cfg.IdleTimeout
+	t.retiring.Store(idle)
+	// What relieves the disk goes on when it is full: uploads and deletions.
+	err = errors.Join(t.cut(ctx, db, idle), t.shipHeld(ctx, db), t.meta.save(), t.deleteShipped(ctx, db))
+	release()
+	if err == nil && idle {
+		err = t.retire()
+	}
+	return err
+}
+
+// cut writes out what is complete, if the disk has room. use is held shared.
+func (t *tenantDB) cut(ctx context.Context, db *tsdb.DB, idle bool) error {
 	if err := t.ing.disk.check(0, t.ing.caps.series.Load()); err != nil {
 		return err
 	}
 	db.ForceHeadMMap()
-	idle := t.ing.now().Sub(time.Unix(0, t.lastPush.Load())) >= t.ing.cfg.IdleTimeout
-	switch {
-	case idle && headHasSamples(db):
-		err = t.cutAllHeld(ctx, db)
-	default:
-		err = t.cutIfDue(ctx, db)
+	if idle && headHasSamples(db) {
+		return t.cutAllHeld(ctx, db)
 	}
-	err = errors.Join(err, t.shipHeld(ctx, db), t.meta.save())
-	if err != nil {
-		return err
-	}
-	if err := t.deleteShipped(ctx, db, idle); err != nil {
-		return err
-	}
-	release()
-	if idle {
-		return t.retire()
-	}
-	return nil
+	return t.cutIfDue(ctx, db)
 }
 
-// repair opens a TSDB that broke or did not open, unless somebody is using it.
+// repair opens a TSDB that broke or did not open. New queries wait until those
+// that run have ended.
 func (t *tenantDB) repair() error {
 	t.use.RLock()
-	needed := t.broken.Load() || (t.db == nil && t.openErr != nil)
+	needed := t.broken.Load() || (t.db == nil && t.openErr != nil && !t.ing.now().Before(t.retryAt))
 	t.use.RUnlock()
-	if !needed || t.ing.disk.check(0, 0) != nil || !t.use.TryLock() {
+	if !needed || t.ing.disk.check(0, 0) != nil {
 		return nil
 	}
+	t.use.Lock()
 	defer t.use.Unlock()
 	if t.broken.Load() {
 		if err := t.closeLocked(); err != nil {
@@ -276,6 +301,7 @@ func (t *tenantDB) retire() error {
 	}
 	t.retired = true
 	if err := t.closeLocked(); err != nil {
+		t.ing.forget(t) // The next write opens what is in its folder.
 		return err
 	}
 	t.log.Info("Closed an idle tenant; all its samples are read from the bucket")
@@ -310,16 +336,17 @@ func (t *tenantDB) cutIfDue(ctx context.Context, db *tsdb.DB) error {
 	// Barrier: appends that began before the window was complete have ended when
 	// we hold the lock, and later ones can't reach into it, because the head takes
 	// in order only what is newer than its newest sample minus half a window.
-	t.appending.Lock()
-	t.appending.Unlock() //nolint:staticcheck // an empty critical section is the barrier
+	if err := t.appending.take(ctx); err != nil {
+		return err
+	}
+	t.appending.give()
 	start := t.ing.now()
 	if err := db.Compact(ctx); err != nil {
 		return fmt.Errorf("cut blocks: %w", err)
 	}
 	t.cutDue = time.Time{}
 	t.noteCut(start)
-	t.forgetOld(db)
-	return nil
+	return t.forgetOld(ctx, db)
 }
 
 func (t *tenantDB) noteCut(start time.Time) {
@@ -328,11 +355,18 @@ func (t *tenantDB) noteCut(start time.Time) {
 }
 
 // forgetOld drops the series from the table that the head has dropped.
-func (t *tenantDB) forgetOld(db *tsdb.DB) {
-	t.appending.Lock()
-	defer t.appending.Unlock()
-	window := time.Duration(t.ing.deps.Limits(t.id).OutOfOrderWindow).Milliseconds()
-	t.app.table.dropBefore(min(db.Head().MinTime(), db.Head().MaxTime()-window))
+func (t *tenantDB) forgetOld(ctx context.Context, db *tsdb.DB) error {
+	if err := t.appending.take(ctx); err != nil {
+		return err
+	}
+	defer t.appending.give()
+	t.app.table.dropBefore(min(db.Head().MinTime(), t.oldestLate(db)))
+	return nil
+}
+
+// oldestLate returns the time before which samples are too old.
+func (t *tenantDB) oldestLate(db *tsdb.DB) int64 {
+	return db.Head().MaxTime() - time.Duration(t.ing.deps.Limits(t.id).OutOfOrderWindow).Milliseconds()
 }
 
 // cutJitter is the same for a tenant on one instance at all times.
@@ -366,8 +400,10 @@ func (t *tenantDB) cutAllHeld(ctx context.Context, db *tsdb.DB) error {
 	if err := t.roomToCut(db); err != nil {
 		return err
 	}
-	t.appending.Lock()
-	defer t.appending.Unlock()
+	if err := t.appending.take(ctx); err != nil {
+		return err
+	}
+	defer t.appending.give()
 	start := t.ing.now()
 	head, width := db.Head(), blockRange.Milliseconds()
 	// The end is fixed before the first cut: a cut moves the head's newest time up.
@@ -379,7 +415,7 @@ func (t *tenantDB) cutAllHeld(ctx context.Context, db *tsdb.DB) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		mint = maxt + 1
+		mint = max(maxt+1, head.MinTime()) // There may be years without samples.
 	}
 	if err := db.CompactOOOHead(ctx); err != nil {
 		return fmt.Errorf("cut blocks of out-of-order samples: %w", err)
