@@ -23,10 +23,12 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+const smallSeries = 250
+
 // small is twelve minutes of a few pods, with everything that can happen to them.
 func small(url string) Config {
 	cfg := Default()
-	cfg.World = World{Seed: 7, Series: 500, Histograms: 40, Interval: 15 * time.Second, Churn: 5}
+	cfg.World = World{Seed: 7, Series: smallSeries, Histograms: 30, Interval: 15 * time.Second, Churn: 5}
 	cfg.URL = url + "/api/v1/write"
 	cfg.Span = 12 * time.Minute
 	cfg.Senders = 3
@@ -51,7 +53,7 @@ func TestEverythingSentIsFoundAgain(t *testing.T) {
 		"remote write 1.0":       func(*Config) {},
 		"remote write 2.0":       func(c *Config) { c.Protocol = ProtocolV2 },
 		"only histograms":        func(c *Config) { c.Histograms = c.Series },
-		"several tenants":        func(c *Config) { c.Tenants = 5 },
+		"several tenants":        func(c *Config) { c.Tenants = 2 },
 		"small requests":         func(c *Config) { c.SamplesPerRequest = 7 },
 		"more senders than pods": func(c *Config) { c.Senders = 50 },
 	} {
@@ -62,7 +64,7 @@ func TestEverythingSentIsFoundAgain(t *testing.T) {
 			report, verified := runAndVerify(t, cfg)
 
 			require.Zero(t, report.Refused, report.FirstRefusal)
-			require.Equal(t, int64(500*48), verified.Acknowledged)
+			require.Equal(t, int64(smallSeries*48), verified.Acknowledged)
 			require.Equal(t, report.Acknowledged, verified.Acknowledged+verified.Ended, "the rest are stale markers")
 			require.Positive(t, verified.Ended)
 			require.Empty(t, verified.Examples)
@@ -211,7 +213,7 @@ func TestRequestsAreRetriedUntilTheyAreAcknowledged(t *testing.T) {
 	require.Positive(t, report.Statuses[http.StatusServiceUnavailable])
 	require.Positive(t, report.Statuses[0])
 	require.Equal(t, report.Statuses[http.StatusServiceUnavailable]+report.Statuses[0], report.Retries)
-	require.Equal(t, int64(500*20), verified.Acknowledged)
+	require.Equal(t, int64(smallSeries*20), verified.Acknowledged)
 	require.True(t, verified.Clean(), verified.Examples)
 }
 
@@ -252,7 +254,7 @@ func TestRefusedSamplesNeedNotBeThere(t *testing.T) {
 	require.Positive(t, report.Refused)
 	require.Contains(t, report.FirstRefusal, "I do not want this")
 	require.False(t, report.Clean())
-	require.Equal(t, int64(500*48), verified.Acknowledged+report.Refused-(staleMarkers(t, cfg)-verified.Ended))
+	require.Equal(t, int64(smallSeries*48), verified.Acknowledged+report.Refused-(staleMarkers(t, cfg)-verified.Ended))
 	require.True(t, verified.Clean(), verified.Examples)
 }
 
@@ -305,7 +307,7 @@ func TestACancelledRunKnowsWhatWasAcknowledged(t *testing.T) {
 	report, err := g.Run(ctx)
 	require.NoError(t, err)
 	require.Positive(t, report.Acknowledged)
-	require.Less(t, report.Acknowledged, int64(500*48))
+	require.Less(t, report.Acknowledged, int64(smallSeries*48))
 
 	acked, err := ReadAcknowledged(cfg.Journal)
 	require.NoError(t, err)
@@ -346,9 +348,9 @@ func TestALiveRunStampsSamplesWithTheTimeOfSending(t *testing.T) {
 func TestRateBoundsARun(t *testing.T) {
 	r := &receiver{}
 	cfg := small(r.start(t))
-	cfg.Span, cfg.SamplesPerRequest, cfg.Rate = time.Minute, 100, 4000
+	cfg.Span, cfg.SamplesPerRequest, cfg.Rate = time.Minute, 100, 2000
 	report, _ := runAndVerify(t, cfg)
-	require.Greater(t, report.Elapsed, 350*time.Millisecond) // 2,000 samples and a few stale markers
+	require.Greater(t, report.Elapsed, 350*time.Millisecond) // 1,000 samples and a few stale markers
 }
 
 func TestMainReportsVerifiesAndChecksAgain(t *testing.T) {
@@ -375,6 +377,21 @@ func TestMainReportsVerifiesAndChecksAgain(t *testing.T) {
 	require.Equal(t, 1, Main(t.Context(), args, &stdout, &stderr))
 	require.Contains(t, stdout.String(), "12000 lost")
 	require.Contains(t, stderr.String(), "what was read back is not what was acknowledged")
+}
+
+func TestMainVerifiesALiveRunThatIsInterrupted(t *testing.T) {
+	r := &receiver{}
+	ctx, interrupt := context.WithCancel(t.Context())
+	r.before = func(w http.ResponseWriter, req *http.Request) bool {
+		if req.ContentLength > 3000 { // not the metadata
+			interrupt()
+		}
+		return false
+	}
+	args := []string{"--url=" + r.start(t) + "/api/v1/write", "--series=1000", "--interval=1s", "--verify"}
+	var stdout, stderr bytes.Buffer
+	require.Equal(t, 0, Main(ctx, args, &stdout, &stderr), stderr.String())
+	require.Contains(t, stdout.String(), " 0 lost, 0 changed, 0 doubled")
 }
 
 func ownPID() string { return filepath.Base(must(os.Readlink("/proc/self"))) }

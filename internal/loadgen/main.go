@@ -75,15 +75,18 @@ func execute(ctx context.Context, cfg Config, opts options, stdout, stderr io.Wr
 	refused := false
 	if !opts.verifyOnly {
 		report, err := g.Run(ctx)
-		if err != nil {
-			return err
+		if report.Elapsed > 0 {
+			err = errors.Join(err, report.Print(stdout))
 		}
-		if err := report.Print(stdout); err != nil {
+		if err != nil {
 			return err
 		}
 		refused = !report.Clean()
 	}
 	if opts.verify || opts.verifyOnly {
+		if ctx.Err() != nil && !opts.verifyOnly {
+			ctx = context.WithoutCancel(ctx) // an interrupt ends the sending; a second one ends the process
+		}
 		report, err := g.Verify(ctx)
 		if err != nil {
 			return fmt.Errorf("verify: %w", err)
