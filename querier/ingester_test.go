@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/oklog/ulid/v2"
 	"github.com/prometheus/prometheus/model/exemplar"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/model/metadata"
@@ -118,6 +119,18 @@ func (e *edge) ExemplarQuerier(ctx context.Context, id tenant.ID) (storage.Exemp
 		return db.ExemplarQuerier(ctx)
 	}
 	return noExemplars{}, nil
+}
+
+func (e *edge) LocalBlocks(id tenant.ID) []ulid.ULID {
+	db := e.get(id)
+	if db == nil {
+		return nil
+	}
+	var ids []ulid.ULID
+	for _, b := range db.Blocks() {
+		ids = append(ids, b.Meta().ULID)
+	}
+	return ids
 }
 
 func (e *edge) Metadata(id tenant.ID, metric string) map[string][]metadata.Metadata {

@@ -34,6 +34,9 @@ type Ingester interface {
 	Querier(id tenant.ID, mint, maxt int64) (storage.Querier, error)
 	ChunkQuerier(id tenant.ID, mint, maxt int64) (storage.ChunkQuerier, error)
 	ExemplarQuerier(ctx context.Context, id tenant.ID) (storage.ExemplarQuerier, error)
+	// LocalBlocks returns blocks that every querier which was opened before reads from
+	// the ingester, so that the bucket's copies need not be read.
+	LocalBlocks(id tenant.ID) []ulid.ULID
 	// Metadata returns what is known of metric, or of all metrics if it is empty.
 	Metadata(id tenant.ID, metric string) map[string][]metadata.Metadata
 	// Stats describes the head; false says that no data of the tenant is in memory.

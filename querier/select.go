@@ -64,6 +64,7 @@ type session[R reader] struct {
 		sync.Mutex
 		tenant tenant.ID // "": nothing is open
 		edge   R
+		local  []ulid.ULID // blocks that edge reads
 		view   *tenantView
 		blocks map[ulid.ULID]openReader[R]
 		closed bool
@@ -93,7 +94,8 @@ func (s *session[R]) readers(ctx context.Context, within timeRange) ([]R, error)
 	if err := s.startLocked(id); err != nil {
 		return nil, err
 	}
-	metas := s.mu.view.overlapping(max(within.mint, s.mint), min(within.maxt, s.maxt))
+	metas := slices.DeleteFunc(s.mu.view.overlapping(max(within.mint, s.mint), min(within.maxt, s.maxt)),
+		func(m tsdb.BlockMeta) bool { return slices.Contains(s.mu.local, m.ULID) })
 	if err := s.openLocked(ctx, metas); err != nil {
 		return nil, err
 	}
@@ -126,6 +128,8 @@ func (s *session[R]) startLocked(id tenant.ID) error {
 		return errors.Join(err, edge.Close())
 	}
 	s.mu.tenant, s.mu.edge, s.mu.view = id, edge, view
+	// Asked after edge was opened: what has been cut since, edge reads from the head.
+	s.mu.local = s.q.ingester.LocalBlocks(id)
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package querier
 
 import (
+	"context"
 	"errors"
 	"math"
 	"os"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/oklog/ulid/v2"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/storage"
 	"github.com/prometheus/prometheus/tsdb"
 	"github.com/stretchr/testify/require"
@@ -18,6 +20,7 @@ import (
 	"github.com/hundredfold/hundredfold/internal/blockstore"
 	"github.com/hundredfold/hundredfold/internal/blockstore/blocktest"
 	"github.com/hundredfold/hundredfold/internal/tenant"
+	"github.com/hundredfold/hundredfold/internal/write"
 )
 
 func TestAViewHasTheBlocksThatMustBeRead(t *testing.T) {
@@ -229,6 +232,23 @@ func TestNoGapWhileABlockMovesFromTheIngesterToTheBucket(t *testing.T) {
 	n, err := count(t, as(alice), r.Queryable(), "x", 0, hour)
 	require.NoError(t, err)
 	require.Equal(t, 60, n)
+}
+
+func TestABlockThatTheIngesterReadsIsNotReadFromTheBucket(t *testing.T) {
+	r := newRig(t, rigOption{})
+	b := &write.Batch{}
+	b.Add(write.NewHasher(), labels.FromStrings("__name__", "x"), []write.Sample{{T: 0, V: 1}, {T: minute, V: 2}}, nil, nil)
+	_, err := r.ingester.Push(context.Background(), alice, b)
+	require.NoError(t, err)
+	db := r.ingester.get(alice)
+	require.NoError(t, db.CompactHead(tsdb.NewRangeHead(db.Head(), 0, hour)))
+	require.Len(t, db.Blocks(), 1)
+	r.uploadDir(alice, db.Blocks()[0].Dir())
+	r.refresh()
+	r.bucket.FailFrom(1)
+	n, err := count(t, as(alice), r.Queryable(), "x", 0, hour)
+	require.NoError(t, err)
+	require.Equal(t, 2, n)
 }
 
 type movingIngester struct {
