@@ -297,6 +297,12 @@ func TestConfigurationAndFlagsAreShownAsGiven(t *testing.T) {
 	r.cfg.ConfigText = func() string { return "password: <secret>\n" }
 	r.cfg.Flags = map[string]string{"role": "all"}
 	require.JSONEq(t, `{"yaml":"password: <secret>\n"}`, string(r.get(alice, "/api/v1/status/config").Data))
+
+	r.cfg.Operator, r.cfg.Flags = alice, map[string]string{"role": "all"}
+	require.Contains(t, r.get(alice, "/api/v1/status/config").Body, "password")
+	require.JSONEq(t, `{"role":"all"}`, string(r.get(alice, "/api/v1/status/flags").Data))
+	require.JSONEq(t, `{"yaml":""}`, string(r.get(bob, "/api/v1/status/config").Data), "bob is not the operator")
+	require.JSONEq(t, `{}`, string(r.get(bob, "/api/v1/status/flags").Data))
 	require.JSONEq(t, `{"role":"all"}`, string(r.get(alice, "/api/v1/status/flags").Data))
 }
 

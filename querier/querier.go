@@ -58,6 +58,9 @@ type Config struct {
 	ConfigText func() string `yaml:"-"`
 	// Flags are the command line flags in force, with secrets redacted.
 	Flags map[string]string `yaml:"-"`
+	// Operator is the only tenant that is shown ConfigText and Flags, which name other
+	// tenants; "" shows them to all.
+	Operator tenant.ID `yaml:"-"`
 }
 
 // Default returns the configuration of a Querier that the user does not name.

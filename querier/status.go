@@ -131,16 +131,21 @@ func (q *Querier) runtimeInfo(_ *http.Request, id tenant.ID) (any, error) {
 	}, nil
 }
 
-func (q *Querier) configStatus(*http.Request, tenant.ID) (any, error) {
+// operates reports whether a tenant may see how the process is configured.
+func (q *Querier) operates(id tenant.ID) bool {
+	return q.cfg.Operator == "" || q.cfg.Operator == id
+}
+
+func (q *Querier) configStatus(_ *http.Request, id tenant.ID) (any, error) {
 	text := ""
-	if q.cfg.ConfigText != nil {
+	if q.cfg.ConfigText != nil && q.operates(id) {
 		text = q.cfg.ConfigText()
 	}
 	return map[string]string{"yaml": text}, nil
 }
 
-func (q *Querier) flagsStatus(*http.Request, tenant.ID) (any, error) {
-	if q.cfg.Flags == nil {
+func (q *Querier) flagsStatus(_ *http.Request, id tenant.ID) (any, error) {
+	if q.cfg.Flags == nil || !q.operates(id) {
 		return map[string]string{}, nil
 	}
 	return q.cfg.Flags, nil

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 
+	"github.com/hundredfold/hundredfold/internal/tenant"
 	"github.com/hundredfold/hundredfold/querier"
 )
 
@@ -12,6 +13,9 @@ func (p *process) newQuerier(ing querier.Ingester) (*querier.Querier, error) {
 	cfg := p.cfg.Querier
 	cfg.Version = version()
 	cfg.Flags = p.flags
+	if p.cfg.Multitenancy.Enabled {
+		cfg.Operator = tenant.Self
+	}
 	cfg.ConfigText = func() string {
 		c := p.reloader.current()
 		return c.text()
