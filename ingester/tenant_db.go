@@ -206,7 +206,7 @@ func (t *tenantDB) closeLocked() error {
 	if t.db == nil {
 		return nil
 	}
-	err := errors.Join(t.meta.save(), t.db.Close())
+	err := errors.Join(t.meta.save(), closeTSDB(t.db))
 	t.gate.release()
 	t.db, t.gate = nil, nil
 	t.app = appendState{}
@@ -214,6 +214,17 @@ func (t *tenantDB) closeLocked() error {
 		return fmt.Errorf("close the TSDB of tenant %s: %w", t.id, err)
 	}
 	return nil
+}
+
+// closeTSDB closes db. A TSDB panics when it can't write out a chunk, as on a full
+// disk. Nothing is lost then: its log has all samples, as after a crash.
+func closeTSDB(db *tsdb.DB) (err error) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			err = fmt.Errorf("the TSDB was left as a crash would leave it: %v", cause)
+		}
+	}()
+	return db.Close()
 }
 
 func (t *tenantDB) growth() int64 {
