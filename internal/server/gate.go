@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// gateRetryAfter is what a client is told before the gate opens. Replaying a
-// write-ahead log takes seconds to minutes; Prometheus backs off by itself.
-const gateRetryAfter = 5 * time.Second
+// gateRetryAfter is what a client is told before the gate opens. A small instance
+// is ready within it; for a long replay Prometheus backs off by itself.
+const gateRetryAfter = time.Second
 
 // Gate stands in for a handler that does not exist yet: HTTP is up before the
 // roles are, so that /ready can say what they wait for. Safe for concurrent use.

@@ -26,9 +26,11 @@ const (
 	// readHeaderTimeout frees connections whose client says nothing.
 	readHeaderTimeout = 10 * time.Second
 	// readTimeout bounds the whole request, body included: a body of 100 MB over
-	// a slow line takes minutes. There is no write timeout, because queries and
-	// streamed reads are bounded by the limits of the tenant.
+	// a slow line takes minutes.
 	readTimeout = 5 * time.Minute
+	// writeTimeout bounds the request and its answer: a client that stops reading
+	// must not hold open what its query reads.
+	writeTimeout = 10 * time.Minute
 	// idleTimeout is longer than the intervals at which Prometheus sends, so that
 	// connections are used again.
 	idleTimeout = 5 * time.Minute
@@ -142,6 +144,7 @@ func (s *Server) Run(ctx context.Context) error {
 		Handler:           atRoot(s.instrument(s.mux)),
 		ReadHeaderTimeout: readHeaderTimeout,
 		ReadTimeout:       readTimeout,
+		WriteTimeout:      writeTimeout,
 		IdleTimeout:       idleTimeout,
 		ErrorLog:          slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug),
 		BaseContext:       func(net.Listener) context.Context { return base },

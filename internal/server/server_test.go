@@ -157,7 +157,7 @@ func TestGateAnswers503WithTheReasonUntilItOpens(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, resp.Body.Close())
 	require.Equal(t, http.StatusServiceUnavailable, resp.StatusCode)
-	require.Equal(t, "5", resp.Header.Get("Retry-After"))
+	require.Equal(t, "1", resp.Header.Get("Retry-After"))
 	require.Equal(t, "not ready: ingester: opening\n", string(body))
 
 	gate.Open(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) }))
