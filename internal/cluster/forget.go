@@ -1,0 +1,43 @@
+package cluster
+
+import "time"
+
+// forgetAfter is how long an instance must have been absent before others may
+// declare it Left: longer than any restart, shorter than a night.
+const forgetAfter = time.Hour
+
+// Absence says for how long this node has not heard of an instance, by this node's
+// monotonic clock. An instance that is alive has none.
+type Absence map[string]time.Duration
+
+// Forget returns the one dead instance that may be declared Left now. It must have been
+// absent for an hour, be the only one that is absent in its zone for less than the
+// whole zone, and no zone may be gone: when a zone is away, its ingesters have
+// lost their network rather than their lives, and their samples are still needed.
+func (r Registry) Forget(absent Absence) (Record, bool) {
+	alive, all := map[string]int{}, map[string]int{}
+	for _, rec := range r.records {
+		if rec.State == Left {
+			continue
+		}
+		all[rec.Zone]++
+		if _, gone := absent[rec.ID]; !gone {
+			alive[rec.Zone]++
+		}
+	}
+	for zone := range all {
+		if alive[zone] == 0 {
+			return Record{}, false
+		}
+	}
+	var (
+		oldest Record
+		since  time.Duration
+	)
+	for _, rec := range r.records {
+		if d := absent[rec.ID]; rec.State != Left && d >= forgetAfter && d > since {
+			oldest, since = rec, d
+		}
+	}
+	return oldest, since > 0
+}

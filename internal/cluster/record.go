@@ -1,0 +1,136 @@
+package cluster
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+)
+
+// State is where an instance is in its life.
+type State uint8
+
+// The states. An instance goes through them from top to bottom; only between
+// Active and Restarting does it go to and fro.
+const (
+	// Joining has claimed its rank, and neither takes writes nor serves reads yet.
+	Joining State = iota + 1
+	// Active takes writes for its slots and serves reads.
+	Active
+	// Restarting is away by plan, and keeps its slots.
+	Restarting
+	// Draining takes no new writes and still serves reads.
+	Draining
+	// Left is gone for good: all its samples are in the bucket, or it was forgotten.
+	Left
+)
+
+var stateNames = map[State]string{ //nolint:gochecknoglobals // a constant table
+	Joining: "JOINING", Active: "ACTIVE", Restarting: "RESTARTING", Draining: "DRAINING", Left: "LEFT",
+}
+
+// String implements fmt.Stringer.
+func (s State) String() string {
+	if name, ok := stateNames[s]; ok {
+		return name
+	}
+	return fmt.Sprintf("state %d", uint8(s))
+}
+
+// Places reports whether an instance in state s owns slots.
+func (s State) Places() bool { return s == Active || s == Restarting }
+
+// Reads reports whether reads have to ask an instance in state s.
+func (s State) Reads() bool { return s == Active || s == Restarting || s == Draining }
+
+// follows reports whether an instance may go from state s to next by itself.
+func (s State) follows(next State) bool {
+	switch s {
+	case Active:
+		return next == Restarting || next == Draining
+	case Restarting:
+		return next == Active
+	case Joining:
+		return next == Active || next == Left
+	case Draining:
+		return next == Left
+	default:
+		return false
+	}
+}
+
+// Record is what the registry says of one instance. The instance owns it: it alone
+// writes new versions, except that others may declare it Left when it has died.
+type Record struct {
+	// ID is kept in the instance's data directory and never used again.
+	ID string
+	// Zone and Rank are the instance's place (see hashring.Member), for life.
+	Zone string
+	Rank int
+	// Address is where its gRPC server listens, as host:port.
+	Address string
+	State   State
+	// Epoch grows with every version. It orders the versions of a record; clocks
+	// do not, since those of different nodes differ.
+	Epoch uint64
+	// Incarnation is drawn anew at every start. Two processes that run under the
+	// same ID differ in it.
+	Incarnation uint64
+}
+
+var (
+	errRecord = errors.New("invalid registry record")
+	errStep   = errors.New("no such step in an instance's life")
+)
+
+// Validate finds fault with a record that no instance writes.
+func (r Record) Validate() error {
+	invalid := func(format string, args ...any) error {
+		return fmt.Errorf("%w of %q: %s", errRecord, r.ID, fmt.Sprintf(format, args...))
+	}
+	const maxLength = 100
+	switch {
+	case r.ID == "":
+		return invalid("it has no id")
+	case len(r.ID) > maxLength || len(r.Zone) > maxLength || len(r.Address) > maxLength:
+		return invalid("id, zone or address has more than %d bytes", maxLength)
+	case r.Rank < 0 || r.Rank >= 1<<16:
+		return invalid("rank %d is outside 0 to 65535", r.Rank)
+	case stateNames[r.State] == "":
+		return invalid("%s is unknown", r.State)
+	case r.Epoch == 0:
+		return invalid("its epoch is 0")
+	}
+	return nil
+}
+
+// Next returns the next version of r, in state s.
+func (r Record) Next(s State) (Record, error) {
+	if !r.State.follows(s) {
+		return Record{}, fmt.Errorf("%w: from %s to %s", errStep, r.State, s)
+	}
+	r.State = s
+	r.Epoch++
+	return r, nil
+}
+
+// Forgotten returns the version of r with which another instance declares it Left.
+func (r Record) Forgotten() Record {
+	r.State = Left
+	r.Epoch++
+	return r
+}
+
+// Compare orders the versions of a record: the greater wins everywhere. Versions of
+// one epoch exist only when two processes run under one ID or when an instance
+// came back while it was being forgotten; then the later state wins, and after
+// that any order will do as long as it is everybody's.
+func (r Record) Compare(other Record) int {
+	return cmp.Or(
+		cmp.Compare(r.Epoch, other.Epoch),
+		cmp.Compare(r.State, other.State),
+		cmp.Compare(r.Incarnation, other.Incarnation),
+		cmp.Compare(r.Address, other.Address),
+		cmp.Compare(r.Zone, other.Zone),
+		cmp.Compare(r.Rank, other.Rank),
+	)
+}
