@@ -51,6 +51,13 @@ func tooManyQueries(id tenant.ID, limit int, waited time.Duration) error {
 	})
 }
 
+func tooManyWaiting(id tenant.ID, limit int) error {
+	return unavailable(&limitError{
+		text:   fmt.Sprintf("tenant %q runs as many queries as its limit max_concurrent_queries of %d allows, and %d more wait: try again later, send fewer at once, or raise the limit", id, limit, maxQueue),
+		status: http.StatusServiceUnavailable,
+	})
+}
+
 // causeOf puts the limit that ended ctx, if one did, in the place of the mere
 // deadline that the layers below report.
 func causeOf(ctx context.Context, err error) error {

@@ -13,6 +13,11 @@ import (
 // by default; an answer before that tells its user why.
 const maxQueueWait = 20 * time.Second
 
+// maxQueue is how many queries of a tenant wait. Each holds a connection and what
+// its client has sent, so there must be an end; more than these would hardly get
+// their turn within maxQueueWait.
+const maxQueue = 1000
+
 // gate bounds how many queries of each tenant run at once and lets the others wait,
 // first come, first served. It is safe for concurrent use.
 type gate struct {
@@ -38,8 +43,11 @@ func newGate() *gate {
 // leave once the query has ended.
 func (g *gate) enter(ctx context.Context, id tenant.ID, limit func() int) (leave func(), err error) {
 	leave = func() { g.leave(id, limit) }
-	turn := g.join(id, limit())
-	if turn == nil {
+	turn, full := g.join(id, limit())
+	switch {
+	case full:
+		return nil, tooManyWaiting(id, limit())
+	case turn == nil:
 		return leave, nil
 	}
 	timer := time.NewTimer(maxQueueWait)
@@ -58,8 +66,8 @@ func (g *gate) enter(ctx context.Context, id tenant.ID, limit func() int) (leave
 	return nil, err
 }
 
-// join takes a turn, or returns what to wait for.
-func (g *gate) join(id tenant.ID, limit int) (turn chan struct{}) {
+// join takes a turn, or returns what to wait for unless the queue is full.
+func (g *gate) join(id tenant.ID, limit int) (turn chan struct{}, full bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	l := g.mu.lanes[id]
@@ -69,11 +77,14 @@ func (g *gate) join(id tenant.ID, limit int) (turn chan struct{}) {
 	}
 	if limit <= 0 || l.running < limit && len(l.waiting) == 0 {
 		l.running++
-		return nil
+		return nil, false
+	}
+	if len(l.waiting) >= maxQueue {
+		return nil, true
 	}
 	turn = make(chan struct{})
 	l.waiting = append(l.waiting, turn)
-	return turn
+	return turn, false
 }
 
 // giveUp leaves the queue; it returns false if the turn has been given already.

@@ -142,6 +142,34 @@ func TestQueriesOfATenantWaitForTheirTurn(t *testing.T) {
 	})
 }
 
+func TestTheQueueOfATenantHasAnEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, rigOption{})
+		r.refresh()
+		r.limits.MaxConcurrentQueries = 1
+		leave, err := r.gate.enter(t.Context(), alice, func() int { return 1 })
+		require.NoError(t, err)
+		answers := make(chan response, maxQueue)
+		for range maxQueue {
+			go func() { answers <- r.get(alice, "/api/v1/query?query=1") }()
+		}
+		synctest.Wait()
+
+		start := time.Now()
+		got := r.get(alice, "/api/v1/query?query=1")
+		require.Zero(t, time.Since(start), "there is nothing to wait for")
+		require.Equal(t, 503, got.Code)
+		require.NotEmpty(t, got.Header.Get("Retry-After"))
+		requireLimit(t, got.Error, "max_concurrent_queries", "1")
+		require.Equal(t, 200, r.get(bob, "/api/v1/query?query=1").Code, "another tenant has a queue of its own")
+
+		leave()
+		for range maxQueue {
+			require.Equal(t, 200, (<-answers).Code)
+		}
+	})
+}
+
 func TestTheFirstToWaitIsTheFirstToRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGate()
