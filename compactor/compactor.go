@@ -81,7 +81,14 @@ type Compactor struct {
 	// What the last pass saw of each tenant, for the metrics.
 	seen map[tenant.ID]sighting
 	// Blocks whose meta.json could not be understood and that were reported so.
-	reported map[ulid.ULID]struct{}
+	reported map[blockName]struct{}
+}
+
+// blockName names a block among those of all tenants: blocks that were copied from
+// one tenant to another have the same ULID.
+type blockName struct {
+	tenant tenant.ID
+	block  ulid.ULID
 }
 
 // sighting is what a pass leaves of a tenant.
@@ -106,7 +113,7 @@ func New(cfg Config, store *blockstore.Store, limits tenant.LimitsFunc, logger *
 		metrics:  newMetrics(reg),
 		now:      time.Now,
 		seen:     make(map[tenant.ID]sighting),
-		reported: make(map[ulid.ULID]struct{}),
+		reported: make(map[blockName]struct{}),
 	}, nil
 }
 
@@ -228,7 +235,7 @@ func (c *Compactor) sight(id tenant.ID, blocks map[ulid.ULID]blockstore.Block, p
 		}
 	}
 	for _, block := range partial {
-		if _, ok := c.reported[block]; ok {
+		if _, ok := c.reported[blockName{id, block}]; ok {
 			s.quarantined++
 		}
 	}

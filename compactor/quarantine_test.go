@@ -19,6 +19,7 @@ import (
 
 	"github.com/hundredfold/hundredfold/internal/blockstore"
 	"github.com/hundredfold/hundredfold/internal/blockstore/blocktest"
+	"github.com/hundredfold/hundredfold/internal/tenant"
 )
 
 func TestADamagedBlockIsQuarantinedAndTheOthersAreCompacted(t *testing.T) {
@@ -111,6 +112,36 @@ func TestADamagedMetaIsReportedOnceAndItsBlockKept(t *testing.T) {
 	require.Equal(t, 1, strings.Count(f.log.String(), "level=ERROR"))
 	require.InDelta(t, 1, testutil.ToFloat64(f.metrics.quarantined), 0)
 	require.InDelta(t, 1, testutil.ToFloat64(f.metrics.quarantinedNow), 0)
+}
+
+func TestAResultIsNotTakenForWholeIfTheEndOfASegmentIsMissing(t *testing.T) {
+	dir := blocktest.Write(t, t.TempDir(), 0, 2*hour, blocktest.Floats("a", 0, 2*hour, step))
+	_, err := verify(t.Context(), dir, false)
+	require.NoError(t, err)
+	rewrite(t, filepath.Join(dir, "chunks", "000001"), func(text []byte) []byte { return text[:len(text)-1] })
+	_, err = verify(t.Context(), dir, false)
+	require.ErrorIs(t, err, errDamaged)
+}
+
+func TestABlockThatBecameWholeSinceItWasListedIsNeitherReportedNorDeleted(t *testing.T) {
+	f := newFixture(t)
+	id := f.upload(t, 0, 2*hour, blocktest.Floats("a", 0, 2*hour, step))
+	f.clock = time.Now().Add(1000 * time.Hour)
+	require.NoError(t, f.cleanPartial(t.Context(), acme, []ulid.ULID{id}))
+	require.Equal(t, []ulid.ULID{id}, f.visible(t))
+	require.NotContains(t, f.log.String(), "level=ERROR")
+}
+
+func TestADamagedMetaIsReportedForEachTenant(t *testing.T) {
+	f := newFixture(t)
+	dir := blocktest.Write(t, t.TempDir(), 0, 2*hour, blocktest.Floats("a", 0, 2*hour, step))
+	for _, id := range []tenant.ID{"a", "b"} {
+		require.NoError(t, f.store.Upload(t.Context(), id, dir))
+		rewrite(t, filepath.Join(f.root, string(id), filepath.Base(dir), "meta.json"), func([]byte) []byte { return nil })
+	}
+	require.NoError(t, f.RunOnce(t.Context()))
+	require.Equal(t, 2, strings.Count(f.log.String(), "level=ERROR"))
+	require.InDelta(t, 2, testutil.ToFloat64(f.metrics.quarantinedNow), 0)
 }
 
 func TestAWorkDirectoryThatCannotBeWrittenQuarantinesNothing(t *testing.T) {

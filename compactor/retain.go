@@ -24,7 +24,7 @@ const partialAge = 24 * time.Hour
 // now is none of its business any more.
 func (c *Compactor) retain(ctx context.Context, id tenant.ID, todo actions) error {
 	for _, block := range todo.unmarks {
-		c.logger.Warn("the block that replaced a block is gone or damaged; the block is kept and will be compacted again", "tenant", id, "block", block)
+		c.logger.Warn("a block is kept that was to be deleted: the retention covers it again, or the block that replaced it is gone or damaged", "tenant", id, "block", block)
 		if err := c.store.UnmarkForDeletion(ctx, id, block); err != nil {
 			return err
 		}
@@ -62,7 +62,9 @@ func (c *Compactor) cleanPartial(ctx context.Context, id tenant.ID, partial []ul
 			continue
 		}
 		switch {
-		case found.HasMeta:
+		case found.Whole:
+			// Its upload was completed since the blocks were listed.
+		case found.DamagedMeta:
 			c.reportMeta(id, block)
 		case found.Marked, !found.LastModified.IsZero() && c.now().Sub(found.LastModified) > partialAge:
 			if err := c.store.Delete(ctx, id, block); err != nil {
@@ -80,10 +82,11 @@ func (c *Compactor) cleanPartial(ctx context.Context, id tenant.ID, partial []ul
 // marked: without its range and sources nobody can tell what to do with it. Its
 // data may be whole, so it is not deleted either.
 func (c *Compactor) reportMeta(id tenant.ID, block ulid.ULID) {
-	if _, ok := c.reported[block]; ok {
+	name := blockName{id, block}
+	if _, ok := c.reported[name]; ok {
 		return
 	}
-	c.reported[block] = struct{}{}
+	c.reported[name] = struct{}{}
 	c.metrics.quarantined.Inc()
 	c.logger.Error("the meta.json of a block is damaged; queries miss the samples of the block until its meta.json is restored or the block is deleted",
 		"tenant", id, "block", block)

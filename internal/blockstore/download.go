@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/oklog/ulid/v2"
 	"github.com/thanos-io/objstore"
@@ -43,6 +44,9 @@ func (s *Store) download(ctx context.Context, id tenant.ID, block ulid.ULID, dst
 	}, objstore.WithRecursiveIter())
 	if err != nil {
 		return err
+	}
+	if !slices.Contains(content, metaFile) {
+		return ErrBlockNotFound
 	}
 
 	temp := dst + downloadSuffix

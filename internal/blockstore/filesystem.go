@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/thanos-io/objstore"
 	"github.com/thanos-io/objstore/providers/filesystem"
@@ -50,19 +51,13 @@ type disk struct {
 
 func realDisk() disk {
 	return disk{
-		create: createTemporary,
-		sync:   (*os.File).Sync,
-		syncDir: func(dir string) error {
-			f, err := os.Open(dir)
-			if err != nil {
-				return err
-			}
-			return errors.Join(f.Sync(), f.Close())
-		},
-		mkdir:  func(dir string) error { return os.MkdirAll(dir, 0o777) },
-		link:   os.Link,
-		rename: os.Rename,
-		remove: os.Remove,
+		create:  createTemporary,
+		sync:    (*os.File).Sync,
+		syncDir: syncDir,
+		mkdir:   func(dir string) error { return os.MkdirAll(dir, 0o777) },
+		link:    os.Link,
+		rename:  os.Rename,
+		remove:  os.Remove,
 	}
 }
 
@@ -172,6 +167,12 @@ func (b *Filesystem) Upload(ctx context.Context, name string, r io.Reader, _ ...
 func (b *Filesystem) Link(src, name string) error {
 	target, err := b.target(name)
 	if err != nil {
+		return err
+	}
+	// The age of an object is that of its upload: what is old and not whole is
+	// taken for the remains of one that nobody will complete.
+	now := time.Now()
+	if err := os.Chtimes(src, now, now); err != nil {
 		return err
 	}
 	f, err := os.Open(src)

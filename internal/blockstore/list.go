@@ -39,9 +39,12 @@ type Block struct {
 type Partial struct {
 	// LastModified is when the newest of its objects was written.
 	LastModified time.Time
-	// HasMeta says that there is a meta.json, which cannot be understood; the data
+	// Whole says that the block is whole by now: its upload was completed since it
+	// was listed.
+	Whole bool
+	// DamagedMeta says that there is a meta.json, which cannot be understood; the data
 	// may well be whole. Otherwise it is an upload or a deletion not yet, or never, completed.
-	HasMeta bool
+	DamagedMeta bool
 	// Marked says that there is a deletion mark: a deletion was begun.
 	Marked bool
 }
@@ -120,7 +123,11 @@ func (s *Store) Blocks(ctx context.Context, id tenant.ID) (blocks map[ulid.ULID]
 		remembered[block] = *read[i]
 	}
 	s.mu.Lock()
-	s.mu.known[id] = remembered
+	if len(remembered) == 0 {
+		delete(s.mu.known, id) // Anybody may ask for any name of a tenant.
+	} else {
+		s.mu.known[id] = remembered
+	}
 	s.mu.Unlock()
 	return blocks, partial, nil
 }
@@ -140,10 +147,17 @@ func (s *Store) Partial(ctx context.Context, id tenant.ID, block ulid.ULID) (Par
 			p.LastModified = attrs.LastModified
 		}
 		_, _, file, _ := parseKey(name)
-		p.HasMeta = p.HasMeta || file == metaFile
+		p.DamagedMeta = p.DamagedMeta || file == metaFile
 		p.Marked = p.Marked || file == deletionMarkFile
 		return nil
 	}, objstore.WithRecursiveIter())
+	if err == nil && p.DamagedMeta {
+		_, err = s.readMeta(ctx, id, block)
+		p.Whole, p.DamagedMeta = err == nil, errors.Is(err, errCorruptMeta)
+		if p.DamagedMeta || errors.Is(err, ErrBlockNotFound) {
+			err = nil
+		}
+	}
 	if err != nil {
 		return Partial{}, fmt.Errorf("look at partial block %s of tenant %s: %w", block, id, err)
 	}

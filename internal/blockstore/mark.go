@@ -118,5 +118,10 @@ func (s *Store) readMark(ctx context.Context, id tenant.ID, block ulid.ULID, fil
 	if err := json.Unmarshal(text, mark); err != nil {
 		return true, fmt.Errorf("%w: %s of block %s: %w", errCorruptMark, file, block, err)
 	}
+	// Other programs call their marks the same and name the fields otherwise. A
+	// zero time would delete the block at once.
+	if deletion, ok := mark.(*DeletionMark); ok && (deletion.Time.IsZero() || deletion.Reason == "") {
+		return true, fmt.Errorf("%w: %s of block %s has no time or no reason", errCorruptMark, file, block)
+	}
 	return true, nil
 }

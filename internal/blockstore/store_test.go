@@ -1,7 +1,9 @@
 package blockstore_test
 
 import (
+	"context"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -195,6 +197,48 @@ func TestAResumedUploadDoesNotCopyWhatIsThere(t *testing.T) {
 	require.Equal(t, first, bucket.Uploads())
 }
 
+// While an upload puts meta.json, a cleaner that saw the block partial deletes a file of it.
+func TestAnUploadThatLosesAFileToACleanerFailsAndIsRepeated(t *testing.T) {
+	inner, err := blockstore.OpenFilesystem(t.TempDir())
+	require.NoError(t, err)
+	dir, block, samples := writeBlock(t)
+	prefix := string(acme) + "/" + block.String() + "/"
+	bucket := &losing{Bucket: inner, on: prefix + "meta.json", loses: prefix + "chunks/000001"}
+	store := blockstore.New(bucket, nil)
+	require.ErrorContains(t, store.Upload(t.Context(), acme, dir), "chunks/000001")
+	require.NoError(t, store.Upload(t.Context(), acme, dir))
+	dst := filepath.Join(t.TempDir(), block.String())
+	require.NoError(t, store.Download(t.Context(), acme, block, dst))
+	require.Equal(t, samples, blocktest.Samples(t, dst))
+}
+
+// losing is a bucket that once deletes the object loses when the object on is uploaded.
+type losing struct {
+	objstore.Bucket
+	on, loses string
+}
+
+func (b *losing) Upload(ctx context.Context, name string, r io.Reader, options ...objstore.ObjectUploadOption) error {
+	if name == b.on {
+		b.on = ""
+		if err := b.Delete(ctx, b.loses); err != nil {
+			return err
+		}
+	}
+	return b.Bucket.Upload(ctx, name, r, options...)
+}
+
+func TestObjectsAreAsOldAsTheirUploadAndNotAsTheFileThatWasLinked(t *testing.T) {
+	store, root := filesystemStore(t)
+	dir, block, _ := writeBlock(t)
+	old := time.Now().Add(-48 * time.Hour)
+	require.NoError(t, os.Chtimes(filepath.Join(dir, "index"), old, old))
+	require.NoError(t, store.Upload(t.Context(), acme, dir))
+	info, err := os.Stat(filepath.Join(root, string(acme), block.String(), "index"))
+	require.NoError(t, err)
+	require.WithinDuration(t, time.Now(), info.ModTime(), time.Hour)
+}
+
 func TestAnUploadRefusesWhatIsNotAWholeBlock(t *testing.T) {
 	for _, c := range []struct {
 		name   string
@@ -275,7 +319,8 @@ func TestADeletionThatBreaksOffIsRecognisedAndLeavesNoVisibleBlock(t *testing.T)
 		found, err := store.Partial(t.Context(), acme, block)
 		require.NoError(t, err)
 		require.True(t, found.Marked)
-		require.False(t, found.HasMeta)
+		require.False(t, found.DamagedMeta)
+		require.False(t, found.Whole)
 	}
 }
 
@@ -304,7 +349,7 @@ func TestADamagedMetaIsReportedAndHidesNoOtherBlock(t *testing.T) {
 			require.Equal(t, []ulid.ULID{badID}, partial)
 			found, err := store.Partial(t.Context(), acme, badID)
 			require.NoError(t, err)
-			require.True(t, found.HasMeta)
+			require.True(t, found.DamagedMeta)
 			require.WithinDuration(t, time.Now(), found.LastModified, time.Hour)
 		})
 	}
@@ -328,6 +373,65 @@ func TestADamagedMarkErrsOnTheSafeSide(t *testing.T) {
 	blocks, _, err = store.Blocks(t.Context(), acme)
 	require.NoError(t, err)
 	require.Equal(t, blockstore.DeletionRetention, blocks[block].Deletion.Reason)
+}
+
+func TestAMarkWithoutReasonOrTimeDeletesNothing(t *testing.T) {
+	for name, text := range map[string]string{
+		"of Cortex": `{"id":"01ARZ3NDEKTSV4RRFFQ69G5FAV","deletion_time":1469918176,"version":1}`,
+		"no time":   `{"version":1,"reason":"retention"}`,
+		"no reason": `{"version":1,"time":"2026-01-02T03:04:05Z"}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			store, root := filesystemStore(t)
+			dir, block, _ := writeBlock(t)
+			require.NoError(t, store.Upload(t.Context(), acme, dir))
+			replace(t, filepath.Join(root, string(acme), block.String(), "deletion-mark.json"), text)
+			blocks, _, err := store.Blocks(t.Context(), acme)
+			require.NoError(t, err)
+			require.Contains(t, blocks, block)
+			require.Nil(t, blocks[block].Deletion)
+		})
+	}
+}
+
+func TestABlockThatBecameWholeMeanwhileIsNotCalledDamaged(t *testing.T) {
+	store, _ := filesystemStore(t)
+	dir, block, _ := writeBlock(t)
+	require.NoError(t, store.Upload(t.Context(), acme, dir))
+	found, err := store.Partial(t.Context(), acme, block)
+	require.NoError(t, err)
+	require.True(t, found.Whole)
+	require.False(t, found.DamagedMeta)
+}
+
+func TestAPartialBlockIsNotDownloaded(t *testing.T) {
+	inner, err := blockstore.OpenFilesystem(t.TempDir())
+	require.NoError(t, err)
+	bucket := &completing{Bucket: inner}
+	store := blockstore.New(bucket, nil)
+	dir, block, _ := writeBlock(t)
+	require.NoError(t, store.Upload(t.Context(), acme, dir))
+	require.NoError(t, inner.Delete(t.Context(), string(acme)+"/"+block.String()+"/meta.json"))
+	// The upload is completed between the listing and the end of the download.
+	bucket.afterIter = func() { require.NoError(t, store.Upload(t.Context(), acme, dir)) }
+	dst := filepath.Join(t.TempDir(), block.String())
+	require.ErrorIs(t, store.Download(t.Context(), acme, block, dst), blockstore.ErrBlockNotFound)
+	require.NoDirExists(t, dst)
+}
+
+// completing is a bucket that does something once after the next listing.
+type completing struct {
+	objstore.Bucket
+	afterIter func()
+}
+
+func (b *completing) Iter(ctx context.Context, dir string, f func(string) error, options ...objstore.IterOption) error {
+	err := b.Bucket.Iter(ctx, dir, f, options...)
+	if after := b.afterIter; after != nil {
+		b.afterIter = nil
+		after()
+	}
+	return err
 }
 
 func TestForeignObjectsAreIgnored(t *testing.T) {

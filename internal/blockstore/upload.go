@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/oklog/ulid/v2"
 	"golang.org/x/sync/errgroup"
@@ -41,12 +42,13 @@ func (s *Store) Upload(ctx context.Context, id tenant.ID, dir string) error {
 }
 
 func (s *Store) upload(ctx context.Context, id tenant.ID, block ulid.ULID, content []localFile) error {
+	isMeta := func(file localFile) bool { return file.name == metaFile }
+	meta := content[slices.IndexFunc(content, isMeta)]
+	data := slices.DeleteFunc(slices.Clone(content), isMeta)
+
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.SetLimit(transfers)
-	for _, file := range content {
-		if file.name == metaFile {
-			continue
-		}
+	for _, file := range data {
 		group.Go(func() error {
 			if s.matches(groupCtx, id, block, file) == nil {
 				return nil
@@ -57,15 +59,8 @@ func (s *Store) upload(ctx context.Context, id tenant.ID, block ulid.ULID, conte
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	var meta localFile
-	for _, file := range content {
-		if file.name == metaFile {
-			meta = file
-			continue
-		}
-		if err := s.matches(ctx, id, block, file); err != nil {
-			return err
-		}
+	if err := s.matches(ctx, id, block, data...); err != nil {
+		return err
 	}
 	if s.matches(ctx, id, block, meta) == nil {
 		return nil
@@ -73,17 +68,21 @@ func (s *Store) upload(ctx context.Context, id tenant.ID, block ulid.ULID, conte
 	if err := s.uploadFile(ctx, id, block, meta); err != nil {
 		return err
 	}
-	return s.matches(ctx, id, block, meta)
+	// Whoever saw the block partial a moment ago may be about to clean it up. What is
+	// missing now, the next attempt brings back.
+	return s.matches(ctx, id, block, content...)
 }
 
-// matches returns an error unless the bucket holds an object of the file's size.
-func (s *Store) matches(ctx context.Context, id tenant.ID, block ulid.ULID, file localFile) error {
-	attrs, err := s.bucket.Attributes(ctx, blockKey(id, block, file.name))
-	if err != nil {
-		return fmt.Errorf("check %s: %w", file.name, err)
-	}
-	if attrs.Size != file.size {
-		return fmt.Errorf("check %s: it has %d bytes in the bucket and %d here", file.name, attrs.Size, file.size)
+// matches returns an error unless the bucket holds an object of each file's size.
+func (s *Store) matches(ctx context.Context, id tenant.ID, block ulid.ULID, content ...localFile) error {
+	for _, file := range content {
+		attrs, err := s.bucket.Attributes(ctx, blockKey(id, block, file.name))
+		if err != nil {
+			return fmt.Errorf("check %s: %w", file.name, err)
+		}
+		if attrs.Size != file.size {
+			return fmt.Errorf("check %s: it has %d bytes in the bucket and %d here", file.name, attrs.Size, file.size)
+		}
 	}
 	return nil
 }
@@ -146,10 +145,14 @@ func localBlock(dir string) (ulid.ULID, []localFile, error) {
 	if err != nil {
 		return ulid.ULID{}, nil, err
 	}
-	hasIndex, hasChunks := false, false
+	hasMeta, hasIndex, hasChunks := false, false, false
 	for _, file := range content {
+		hasMeta = hasMeta || file.name == metaFile
 		hasIndex = hasIndex || file.name == indexFile
 		hasChunks = hasChunks || isSegment(file.name)
+	}
+	if !hasMeta {
+		return ulid.ULID{}, nil, fmt.Errorf("%w: its meta.json is gone", ErrInvalidBlock)
 	}
 	if !hasIndex {
 		return ulid.ULID{}, nil, fmt.Errorf("%w: there is no index", ErrInvalidBlock)
