@@ -39,7 +39,7 @@ type state struct {
 // actions is what is to be done, each list in a fixed order.
 type actions struct {
 	marks       []mark
-	unmarks     []ulid.ULID // marked as compacted, but no other block has their samples
+	unmarks     []ulid.ULID // marked for a reason that holds no more
 	deletions   []ulid.ULID // marked long enough ago
 	compactions []compaction
 }
@@ -72,7 +72,8 @@ func (c compaction) key() string {
 // carrying out its actions, in any order and any number of times, leads to a state
 // for which there is nothing left to do but to wait:
 //
-//   - A block that ends before the retention begins is marked for deletion.
+//   - A block that ends before the retention begins is marked for deletion. The mark
+//     is taken off if the retention is lengthened, or the clock set right, in time.
 //   - A block whose sources are all in another one is marked as compacted.
 //   - A marked block is deleted once the delay has passed. One marked as compacted
 //     is first looked at again: if the block that superseded it is gone or damaged,
@@ -92,9 +93,13 @@ func plan(s state) actions {
 	view := make(map[ulid.ULID]blockstore.Block, len(s.blocks))
 	for _, id := range sorted(s.blocks) {
 		block := s.blocks[id]
-		if block.Deletion == nil && s.expired(block.Meta) {
+		switch expired := s.expired(block.Meta); {
+		case expired && block.Deletion == nil:
 			todo.marks = append(todo.marks, mark{block: id, reason: blockstore.DeletionRetention})
 			block.Deletion = &blockstore.DeletionMark{Reason: blockstore.DeletionRetention, Time: s.now}
+		case !expired && block.Deletion != nil && block.Deletion.Reason == blockstore.DeletionRetention:
+			todo.unmarks = append(todo.unmarks, id)
+			block.Deletion = nil
 		}
 		view[id] = block
 	}

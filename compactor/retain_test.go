@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/oklog/ulid/v2"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/prometheus/common/model"
 	"github.com/stretchr/testify/require"
@@ -37,6 +38,18 @@ func TestRetentionIsOfEachTenant(t *testing.T) {
 	tenants, err := f.store.Tenants(t.Context())
 	require.NoError(t, err)
 	require.Equal(t, []tenant.ID{"long"}, tenants)
+}
+
+func TestALongerRetentionSavesWhatIsNotYetDeleted(t *testing.T) {
+	f := newFixture(t)
+	f.retention = 48 * time.Hour
+	id := f.upload(t, 0, 2*hour, blocktest.Floats("a", 0, 2*hour, step))
+	require.NoError(t, f.RunOnce(t.Context()))
+	require.Empty(t, f.visible(t), "it is hidden at once")
+	f.retention = 30 * 24 * time.Hour
+	f.clock = f.clock.Add(time.Duration(f.cfg.DeletionDelay))
+	require.NoError(t, f.RunOnce(t.Context()))
+	require.Equal(t, []ulid.ULID{id}, f.visible(t))
 }
 
 func TestATenantThatFailsDoesNotStopTheOthers(t *testing.T) {

@@ -27,8 +27,9 @@ type census struct {
 
 // verify reads the index of the block in dir: every series, in order, with its
 // chunks inside the range that meta.json states (a compaction would cut off what is
-// outside) and inside the segments. With deep it also reads and decodes each
-// chunk. An error wraps errDamaged if the block is at fault and not the machine.
+// outside), and the last chunk of each segment, so that no segment ends early. With
+// deep it reads and decodes each chunk. An error wraps errDamaged if the block is
+// at fault and not the machine.
 func verify(ctx context.Context, dir string, deep bool) (found census, err error) {
 	defer func() {
 		// The decoders of the TSDB check what they read, but not against everything.
@@ -117,6 +118,7 @@ func count(ctx context.Context, block *tsdb.Block, deep bool) (census, error) {
 		builder  labels.ScratchBuilder
 		metas    []chunks.Meta
 		previous labels.Labels
+		last     = make(map[int]chunks.Meta) // by segment
 	)
 	for postings.Next() {
 		if err := ctx.Err(); err != nil {
@@ -138,10 +140,24 @@ func count(ctx context.Context, block *tsdb.Block, deep bool) (census, error) {
 				return census{}, fmt.Errorf("series %s: %w", current, err)
 			}
 		}
+		for _, meta := range metas {
+			segment, _ := chunks.BlockChunkRef(meta.Ref).Unpack()
+			if meta.Ref >= last[segment].Ref {
+				last[segment] = meta
+			}
+		}
 		found.series++
 		found.chunks += len(metas)
 	}
-	return found, postings.Err()
+	if err := postings.Err(); err != nil {
+		return census{}, err
+	}
+	for segment, meta := range last {
+		if err := readChunks(chunkReader, []chunks.Meta{meta}); err != nil {
+			return census{}, fmt.Errorf("the end of segment %06d: %w", segment+1, err)
+		}
+	}
+	return found, nil
 }
 
 // checkChunks checks the ranges of a series' chunks.
