@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/prometheus/prometheus/promql"
-	"github.com/prometheus/prometheus/promql/parser"
 	"github.com/prometheus/prometheus/storage"
 
 	"github.com/hundredfold/hundredfold/internal/tenant"
@@ -33,11 +32,6 @@ const (
 // query, from the context of NewInstantQuery and NewRangeQuery; the same context, or
 // one made of it, goes to Exec.
 func (q *Querier) Engine() promql.QueryEngine { return q.engines }
-
-// newParser returns the parser of Prometheus without any feature flag.
-func newParser() parser.Parser {
-	return parser.NewParser(parser.Options{ExperimentalDurationExpr: true})
-}
 
 // engines is a promql.QueryEngine that gives each tenant its own limits, which a
 // promql.Engine has for all queries: so there is one for each pair of limits. It is
