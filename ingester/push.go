@@ -26,6 +26,7 @@ type appendState struct {
 	hasher  *write.Hasher
 	scratch labels.ScratchBuilder
 	late    []lateSample
+	warmed  uint64 // the sum of what table.warm read, so that it is read
 }
 
 func newAppendState() appendState {
@@ -123,6 +124,7 @@ func (p *pusher) setBounds() {
 // is stored, their batch included; the exemplars, which need their series.
 func (p *pusher) run() (write.Result, error) {
 	p.t.app.late = p.t.app.late[:0]
+	p.t.app.warmed += p.t.app.table.warm(p.b.Series)
 	p.app = p.db.Head().AppenderV2(context.Background())
 	for i := range p.b.Series {
 		if err := p.series(i); err != nil {
