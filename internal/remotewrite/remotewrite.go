@@ -1,10 +1,9 @@
-// Package remotewrite reads and writes the messages of Prometheus's remote write
-// protocol, versions 1.0 (prometheus.WriteRequest) and 2.0
-// (io.prometheus.write.v2.Request). The Decoder turns a request into a
-// write.Batch in place: samples are copied out, labels are only located and
-// hashed, and nothing is allocated per sample once its buffers have grown. The
-// Encoder is the way back, for senders. The package knows nothing of HTTP or of
-// snappy, and stores nothing.
+// Package remotewrite reads the messages of Prometheus's remote write protocol,
+// versions 1.0 (prometheus.WriteRequest) and 2.0 (io.prometheus.write.v2.Request).
+// The Decoder turns a request into a write.Batch in place: samples are copied out,
+// labels are only located and hashed, and nothing is allocated per sample once its
+// buffers have grown. The package knows nothing of HTTP or of snappy, and stores
+// nothing.
 //
 // Specifications: https://prometheus.io/docs/specs/prw/remote_write_spec/ and
 // https://prometheus.io/docs/specs/prw/remote_write_spec_2_0/.

@@ -11,11 +11,10 @@ import (
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/model/metadata"
 	"github.com/prometheus/prometheus/model/value"
-	"github.com/prometheus/prometheus/prompb"
-	writev2 "github.com/prometheus/prometheus/prompb/io/prometheus/write/v2"
 	"github.com/prometheus/prometheus/tsdb/tsdbutil"
 	"github.com/stretchr/testify/require"
 
+	"github.com/hundredfold/hundredfold/internal/remotewrite/remotewritetest"
 	"github.com/hundredfold/hundredfold/internal/tenant"
 	"github.com/hundredfold/hundredfold/internal/write"
 )
@@ -27,11 +26,11 @@ const now = int64(1_700_000_000_000)
 func stale() float64 { return math.Float64frombits(value.StaleNaN) }
 
 // wide returns a request that uses everything both protocols have.
-func wide() *Request {
+func wide() *remotewritetest.Request {
 	gauge := tsdbutil.GenerateTestFloatHistogram(3)
 	custom := tsdbutil.GenerateTestCustomBucketsHistogram(2)
-	return &Request{
-		Series: []TimeSeries{
+	return &remotewritetest.Request{
+		Series: []remotewritetest.TimeSeries{
 			{
 				Labels:   labels.FromStrings("__name__", "up", "instance", "a:9090", "job", "node"),
 				Samples:  []write.Sample{{T: now, V: 1}, {T: now + 15000, V: stale(), ST: now - 5}},
@@ -70,10 +69,10 @@ func wide() *Request {
 }
 
 // fleet returns a request as Prometheus sends them: n series with a sample each.
-func fleet(n int) *Request {
-	r := &Request{}
+func fleet(n int) *remotewritetest.Request {
+	r := &remotewritetest.Request{}
 	for i := range n {
-		r.Series = append(r.Series, TimeSeries{
+		r.Series = append(r.Series, remotewritetest.TimeSeries{
 			Labels: labels.FromStrings(
 				"__name__", fmt.Sprintf("container_metric_%d_total", i%200),
 				"cluster", "eu-west-1", "container", "server", "endpoint", "https-metrics",
@@ -88,11 +87,12 @@ func fleet(n int) *Request {
 	return r
 }
 
-func encode(t testing.TB, v Version, r *Request) []byte {
+func encode(t testing.TB, v Version, r *remotewritetest.Request) []byte {
 	t.Helper()
-	b, err := NewEncoder().Append(nil, v, r)
-	require.NoError(t, err)
-	return b
+	if v == V2 {
+		return remotewritetest.EncodeV2(t, r)
+	}
+	return remotewritetest.EncodeV1(t, r)
 }
 
 // decode decodes data, which must be a request, into a batch.
@@ -118,61 +118,4 @@ func sentLabels(b *write.Batch, i int) ([]labels.Label, error) {
 func resolve(b *write.Batch, i int) (labels.Labels, write.Identity, error) {
 	scratch := labels.NewScratchBuilder(0)
 	return b.Resolve(i, tenant.Limits{}, &scratch, write.NewHasher())
-}
-
-// requestV1 and requestV2 are r as Prometheus's own types.
-func requestV1(r *Request) *prompb.WriteRequest {
-	m := &prompb.WriteRequest{}
-	for _, s := range r.Series {
-		ts := prompb.TimeSeries{Labels: prompb.FromLabels(s.Labels, nil)}
-		for _, x := range s.Samples {
-			ts.Samples = append(ts.Samples, prompb.Sample{Value: x.V, Timestamp: x.T})
-		}
-		for _, x := range s.Exemplars {
-			ts.Exemplars = append(ts.Exemplars, prompb.Exemplar{Labels: prompb.FromLabels(x.Labels, nil), Value: x.Value, Timestamp: x.Ts})
-		}
-		for _, h := range s.Histograms {
-			if h.Float != nil {
-				ts.Histograms = append(ts.Histograms, prompb.FromFloatHistogram(h.T, h.Float))
-			} else {
-				ts.Histograms = append(ts.Histograms, prompb.FromIntHistogram(h.T, h.Int))
-			}
-		}
-		m.Timeseries = append(m.Timeseries, ts)
-	}
-	for _, x := range r.Metadata {
-		m.Metadata = append(m.Metadata, prompb.MetricMetadata{
-			Type: prompb.FromMetadataType(x.Type), MetricFamilyName: x.Metric, Help: x.Help, Unit: x.Unit,
-		})
-	}
-	return m
-}
-
-func requestV2(r *Request) *writev2.Request {
-	symbols := writev2.NewSymbolTable()
-	m := &writev2.Request{}
-	for _, s := range r.Series {
-		ts := writev2.TimeSeries{LabelsRefs: symbols.SymbolizeLabels(s.Labels, nil)}
-		for _, x := range s.Samples {
-			ts.Samples = append(ts.Samples, writev2.Sample{Value: x.V, Timestamp: x.T, StartTimestamp: x.ST})
-		}
-		for _, x := range s.Exemplars {
-			ts.Exemplars = append(ts.Exemplars, writev2.Exemplar{LabelsRefs: symbols.SymbolizeLabels(x.Labels, nil), Value: x.Value, Timestamp: x.Ts})
-		}
-		for _, h := range s.Histograms {
-			if h.Float != nil {
-				ts.Histograms = append(ts.Histograms, writev2.FromFloatHistogram(h.ST, h.T, h.Float))
-			} else {
-				ts.Histograms = append(ts.Histograms, writev2.FromIntHistogram(h.ST, h.T, h.Int))
-			}
-		}
-		ts.Metadata = writev2.Metadata{
-			Type:    writev2.FromMetadataType(s.Metadata.Type),
-			HelpRef: symbols.Symbolize(s.Metadata.Help),
-			UnitRef: symbols.Symbolize(s.Metadata.Unit),
-		}
-		m.Timeseries = append(m.Timeseries, ts)
-	}
-	m.Symbols = symbols.Symbols()
-	return m
 }
