@@ -117,6 +117,7 @@ func (d *Distributor) receiveWrite(r *http.Request, version remotewrite.Version)
 	if err := d.decompress(ws, res); err != nil {
 		return write.Result{}, err
 	}
+	ws.decoder.Reserve = res.grow
 	refused, err := ws.decoder.Decode(version, ws.decoded, &ws.batch)
 	if err != nil {
 		return write.Result{}, wire.Invalid(err)

@@ -409,6 +409,24 @@ func TestNativeHistogramsAndExemplarsAreCounted(t *testing.T) {
 	}
 }
 
+func TestHistogramsAreReservedBeforeTheyAreDecoded(t *testing.T) {
+	// A bucket takes one byte on the wire and eight in memory.
+	s := remotewritetest.TimeSeries{Labels: labels.FromStrings("__name__", "h")}
+	for i := range int64(6) {
+		s.Histograms = append(s.Histograms, write.Histogram{T: now + i, Int: &histogram.Histogram{PositiveBuckets: make([]int64, 10_000)}})
+	}
+	for _, v := range []remotewrite.Version{remotewrite.V1, remotewrite.V2} {
+		m := newMemory()
+		d, err := New(Config{MaxRequestBytes: minRequestBytes, MaxInflightBytes: inflightShare * minRequestBytes}, m, nil, nil)
+		require.NoError(t, err)
+		w := sendWrite(t, d, v, &remotewritetest.Request{Series: []remotewritetest.TimeSeries{s}})
+		require.Equal(t, http.StatusBadRequest, w.Code)
+		require.Contains(t, w.Body.String(), "half of max_inflight_bytes")
+		require.Empty(t, m.histograms)
+		require.Zero(t, d.budget.inUse())
+	}
+}
+
 func TestMetadataOnlyRequestsOfV1Succeed(t *testing.T) {
 	m := newMemory()
 	meta := []write.Metadata{{Metric: "up", Metadata: metadata.Metadata{Type: "gauge", Help: "Is it up?", Unit: "bool"}}}

@@ -37,6 +37,7 @@ func (d *Distributor) getWorkspace() *workspace { return d.spaces.Get().(*worksp
 // putWorkspace takes ws back. Nothing of its request may be in use any more.
 func (d *Distributor) putWorkspace(ws *workspace) {
 	ws.decoder.Forget()
+	ws.decoder.Reserve = nil
 	ws.batch.Reset()
 	if cap(ws.body)+cap(ws.decoded)+ws.decoder.Retained()+int(capacityOf(&ws.batch)) > keptBytes {
 		return
@@ -62,13 +63,10 @@ func capacityOf(b *write.Batch) int64 {
 	return sizeOf(cap(b.Series), cap(b.Samples), cap(b.Histograms), cap(b.Exemplars), cap(b.Metadata))
 }
 
-// footprint returns about how much memory b takes besides the request it aliases.
+// footprint returns about how much memory b takes besides the request it aliases
+// and besides what its histograms hold, which is reserved when they are decoded.
 func footprint(b *write.Batch) int64 {
-	n := sizeOf(len(b.Series), len(b.Samples), len(b.Histograms), len(b.Exemplars), len(b.Metadata))
-	for _, h := range b.Histograms {
-		n += histogramFootprint(h)
-	}
-	return n
+	return sizeOf(len(b.Series), len(b.Samples), len(b.Histograms), len(b.Exemplars), len(b.Metadata))
 }
 
 // histogramFootprint returns about how much memory the histogram behind h takes.

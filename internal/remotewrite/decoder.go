@@ -16,6 +16,10 @@ import (
 // the write.LabelSource of the batch it filled last, so both belong together
 // until that batch is done with. One goroutine.
 type Decoder struct {
+	// Reserve, unless nil, is told how many bytes histograms are about to take, in
+	// steps. Its error ends Decode.
+	Reserve func(bytes int64) error
+
 	hasher *write.Hasher
 
 	version Version
@@ -30,6 +34,8 @@ type Decoder struct {
 
 	// unfit counts the histograms of the current series that were rejected.
 	unfit int
+	// unreserved is what histograms take that Reserve was not told yet, in bytes.
+	unreserved int64
 
 	// Of 2.0 only.
 	symbols   []symbol
@@ -98,6 +104,7 @@ func (d *Decoder) Forget() {
 	d.data, d.batch, d.rejected = nil, nil, write.Result{}
 	d.regions, d.extra = d.regions[:0], d.extra[:0]
 	d.symbols, d.described, d.expanded = d.symbols[:0], d.described[:0], 0
+	d.unreserved = 0
 	d.builder.Reset()
 }
 

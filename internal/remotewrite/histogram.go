@@ -15,7 +15,7 @@ import (
 
 // histogramV1 decodes prometheus.Histogram and adds it to the batch.
 func (d *Decoder) histogramV1(raw []byte) error {
-	if ok, err := d.admitHistogram(raw); !ok {
+	if ok, err := d.admitHistogram(raw); !ok || err != nil {
 		return err
 	}
 	m := &d.histogram.v1
@@ -36,7 +36,7 @@ func (d *Decoder) histogramV1(raw []byte) error {
 
 // histogramV2 decodes io.prometheus.write.v2.Histogram and adds it to the batch.
 func (d *Decoder) histogramV2(raw []byte) error {
-	if ok, err := d.admitHistogram(raw); !ok {
+	if ok, err := d.admitHistogram(raw); !ok || err != nil {
 		return err
 	}
 	m := &d.histogram.v2
@@ -55,7 +55,8 @@ func (d *Decoder) histogramV2(raw []byte) error {
 	return nil
 }
 
-// admitHistogram checks the size of a histogram before memory is taken for it.
+// admitHistogram checks the size of a histogram, and reserves memory, before any is
+// taken for it.
 func (d *Decoder) admitHistogram(raw []byte) (bool, error) {
 	if len(d.batch.Histograms) >= maxHistograms {
 		return false, errTooMany
@@ -64,7 +65,26 @@ func (d *Decoder) admitHistogram(raw []byte) (bool, error) {
 		d.rejectHistogram(fmt.Errorf("a histogram has %d encoded bytes, more than %d", len(raw), maxHistogramBytes))
 		return false, nil
 	}
-	return true, nil
+	return true, d.reserve(histogramBytes + growth*int64(len(raw)))
+}
+
+const (
+	// histogramBytes is about what a histogram takes without buckets.
+	histogramBytes = 256
+	// growth is how many bytes a byte of an encoded histogram takes: a bucket has
+	// one byte or more there, and eight in memory.
+	growth = 8
+	// reserveStep spares calls of Reserve for small histograms.
+	reserveStep = 64 << 10
+)
+
+// reserve reserves bytes for a histogram.
+func (d *Decoder) reserve(bytes int64) error {
+	if d.unreserved += bytes; d.Reserve == nil || d.unreserved < reserveStep {
+		return nil
+	}
+	bytes, d.unreserved = d.unreserved, 0
+	return d.Reserve(bytes)
 }
 
 // addHistogram adds h to the batch, in the highest resolution that storage
