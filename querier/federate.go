@@ -74,9 +74,10 @@ func (q *Querier) newestSamples(r *http.Request) (found promql.Vector, err error
 	}
 	defer func() { err = errors.Join(err, querier.Close()) }()
 
+	var listed listing
 	sets := make([]storage.SeriesSet, 0, len(selectors))
 	for _, matchers := range selectors {
-		sets = append(sets, querier.Select(r.Context(), true, hints, matchers...))
+		sets = append(sets, listed.bound(querier.Select(r.Context(), true, hints, matchers...)))
 	}
 	limit := q.limits(id).MaxQuerySamples
 	set := storage.NewMergeSeriesSet(sets, 0, storage.ChainedSeriesMerge)

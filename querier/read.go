@@ -58,12 +58,13 @@ func (q *Querier) readSamples(w http.ResponseWriter, r *http.Request, req *promp
 	}
 	limit := q.limits(id).MaxQuerySamples
 	left := limit
+	var listed listing
 	resp := prompb.ReadResponse{Results: make([]*prompb.QueryResult, len(req.Queries))}
 	for i, query := range req.Queries {
 		if limit > 0 && left <= 0 {
 			return tooManySamples(id, limit, nil)
 		}
-		if resp.Results[i], err = q.readQuery(r, query, left); err != nil {
+		if resp.Results[i], err = q.readQuery(r, query, left, &listed); err != nil {
 			var overLimit remote.HTTPError
 			if errors.As(err, &overLimit) {
 				return tooManySamples(id, limit, err)
@@ -83,7 +84,7 @@ func (q *Querier) readSamples(w http.ResponseWriter, r *http.Request, req *promp
 }
 
 // readQuery answers one query of a request; limit 0 is no limit.
-func (q *Querier) readQuery(r *http.Request, query *prompb.Query, limit int) (_ *prompb.QueryResult, err error) {
+func (q *Querier) readQuery(r *http.Request, query *prompb.Query, limit int, listed *listing) (_ *prompb.QueryResult, err error) {
 	matchers, hints, err := parseReadQuery(query)
 	if err != nil {
 		return nil, err
@@ -93,7 +94,7 @@ func (q *Querier) readQuery(r *http.Request, query *prompb.Query, limit int) (_ 
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, querier.Close()) }()
-	result, _, err := remote.ToQueryResult(querier.Select(r.Context(), false, hints, matchers...), limit)
+	result, _, err := remote.ToQueryResult(listed.bound(querier.Select(r.Context(), false, hints, matchers...)), limit)
 	return result, err
 }
 

@@ -218,6 +218,7 @@ func (s *session[R]) labelNames(ctx context.Context, merged storage.LabelQuerier
 
 type sampleQuerier struct {
 	*session[storage.Querier]
+	listing listing
 }
 
 func (q *sampleQuerier) merged(ctx context.Context, within timeRange) (storage.Querier, error) {
@@ -234,7 +235,11 @@ func (q *sampleQuerier) Select(ctx context.Context, sortSeries bool, hints *stor
 	if err != nil {
 		return storage.ErrSeriesSet(err)
 	}
-	return &stoppable[storage.Series, storage.SeriesSet]{ctx: ctx, set: merged.Select(ctx, sortSeries, hints, matchers...)}
+	set := &stoppable[storage.Series, storage.SeriesSet]{ctx: ctx, set: merged.Select(ctx, sortSeries, hints, matchers...)}
+	if hints != nil && hints.Func == seriesFunc {
+		return q.listing.bound(set)
+	}
+	return set
 }
 
 func (q *sampleQuerier) LabelValues(ctx context.Context, name string, hints *storage.LabelHints, matchers ...*labels.Matcher) ([]string, annotations.Annotations, error) {
