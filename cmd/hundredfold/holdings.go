@@ -1,70 +1,46 @@
 package main
 
 import (
-	"context"
-	"fmt"
-	"sync"
+	"sync/atomic"
 	"time"
 
-	"github.com/oklog/ulid/v2"
-
 	"github.com/hundredfold/hundredfold/ingester"
-	"github.com/hundredfold/hundredfold/internal/blockstore"
 	"github.com/hundredfold/hundredfold/internal/tenant"
 	"github.com/hundredfold/hundredfold/internal/ui"
+	"github.com/hundredfold/hundredfold/querier"
 )
 
-// bucketFreshness is how old the home page's view of the bucket may be. Listing
-// a bucket costs requests, and anybody may reload a page.
-const bucketFreshness = 15 * time.Second
-
-// holdings sums up what the process holds, for the home page. Safe for
-// concurrent use.
+// holdings sums up what the process holds, for the home page. It asks the roles
+// for what they know already, because anybody may reload a page: the bucket is
+// not listed for it. Safe for concurrent use.
 type holdings struct {
-	store *blockstore.Store
-
-	mu struct {
-		sync.Mutex
-		ingester *ingester.Ingester
-	}
-	// listing lets one request at a time list the bucket; it guards what follows.
-	listing chan struct{}
-	listed  time.Time
-	bucket  bucketHoldings
+	roles atomic.Pointer[holders]
 }
 
-type bucketHoldings struct {
-	tenants        map[tenant.ID]struct{}
-	blocks         int
-	oldest, newest int64 // ms; oldest > newest: none
+type holders struct {
+	ingester *ingester.Ingester
+	querier  *querier.Querier
 }
 
-func newHoldings(store *blockstore.Store) *holdings {
-	return &holdings{store: store, listing: make(chan struct{}, 1)}
+// attach says that the roles are there.
+func (h *holdings) attach(ing *ingester.Ingester, q *querier.Querier) {
+	h.roles.Store(&holders{ingester: ing, querier: q})
 }
 
-// attach says that the ingester is open.
-func (h *holdings) attach(i *ingester.Ingester) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.mu.ingester = i
-}
-
-func (h *holdings) summary(ctx context.Context) (s ui.Summary, ok bool, err error) {
-	h.mu.Lock()
-	ing := h.mu.ingester
-	h.mu.Unlock()
-	if ing == nil {
+// summary is a ui.Deps.Summary.
+func (h *holdings) summary() (s ui.Summary, ok bool, err error) {
+	roles := h.roles.Load()
+	if roles == nil {
 		return ui.Summary{}, false, nil
 	}
-	bucket, err := h.inBucket(ctx)
 	tenants := map[tenant.ID]struct{}{}
-	for id := range bucket.tenants {
-		tenants[id] = struct{}{}
+	var span timeSpan
+	for _, t := range roles.querier.Summaries() {
+		tenants[t.Tenant] = struct{}{}
+		s.BucketBlocks += t.Blocks
+		span.add(t.MinTime, t.MaxTime)
 	}
-	span := timeSpan{oldest: bucket.oldest, newest: bucket.newest, known: bucket.blocks > 0}
-	s.BucketBlocks = bucket.blocks
-	for _, t := range ing.Summaries() {
+	for _, t := range roles.ingester.Summaries() {
 		tenants[t.Tenant] = struct{}{}
 		s.Series += t.Series
 		s.LocalBlocks += t.LocalBlocks
@@ -74,52 +50,7 @@ func (h *holdings) summary(ctx context.Context) (s ui.Summary, ok bool, err erro
 	if span.known {
 		s.Oldest, s.Newest = time.UnixMilli(span.oldest), time.UnixMilli(span.newest)
 	}
-	return s, true, err
-}
-
-// inBucket returns what was listed lately, or lists. With an error it returns
-// what was known before.
-func (h *holdings) inBucket(ctx context.Context) (bucketHoldings, error) {
-	select {
-	case h.listing <- struct{}{}:
-		defer func() { <-h.listing }()
-	case <-ctx.Done():
-		return bucketHoldings{}, fmt.Errorf("list the bucket: %w", ctx.Err())
-	}
-	if time.Since(h.listed) < bucketFreshness {
-		return h.bucket, nil
-	}
-	fresh, err := list(ctx, h.store)
-	if err != nil {
-		return h.bucket, fmt.Errorf("list the bucket: %w", err)
-	}
-	h.bucket, h.listed = fresh, time.Now()
-	return fresh, nil
-}
-
-func list(ctx context.Context, store *blockstore.Store) (bucketHoldings, error) {
-	tenants, err := store.Tenants(ctx)
-	if err != nil {
-		return bucketHoldings{}, err
-	}
-	b := bucketHoldings{tenants: map[tenant.ID]struct{}{}}
-	var span timeSpan
-	for _, id := range tenants {
-		var blocks map[ulid.ULID]blockstore.Block
-		if blocks, _, err = store.Blocks(ctx, id); err != nil {
-			return bucketHoldings{}, err
-		}
-		b.tenants[id] = struct{}{}
-		for _, block := range blocks {
-			if block.Deletion != nil {
-				continue // waits to be removed; its samples are in others, or past retention
-			}
-			b.blocks++
-			span.add(block.Meta.MinTime, block.Meta.MaxTime-1) // a block's end is exclusive
-		}
-	}
-	b.oldest, b.newest = span.oldest, span.newest
-	return b, nil
+	return s, true, roles.querier.Ready()
 }
 
 // timeSpan is from the oldest to the newest sample, in ms.

@@ -1,11 +1,11 @@
 package main
 
 import (
-	"context"
 	"net/http"
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/hundredfold/hundredfold/internal/tenant"
@@ -18,32 +18,28 @@ func TestHoldingsCountTheBucketAndTheIngester(t *testing.T) {
 	oldest := newest.Add(-time.Minute)
 	require.Equal(t, http.StatusNoContent, r.write("/api/v1/write", "a", "x", oldest, 1))
 	require.Equal(t, http.StatusNoContent, r.write("/api/v1/write", "b", "x", newest, 1))
-	require.NoError(t, r.p.holdings.mu.ingester.Flush(t.Context(), tenant.ID("a")))
+	require.NoError(t, r.p.holdings.roles.Load().ingester.Flush(t.Context(), tenant.ID("a")))
 
-	s, ok, err := r.p.holdings.summary(t.Context())
-	require.NoError(t, err)
-	require.True(t, ok)
+	var s ui.Summary
+	require.EventuallyWithT(t, func(c *assert.CollectT) {
+		var ok bool
+		var err error
+		s, ok, err = r.p.holdings.summary()
+		assert.NoError(c, err)
+		assert.True(c, ok)
+		assert.Equal(c, 1, s.BucketBlocks)
+	}, 10*time.Second, 10*time.Millisecond, "the querier is told of the upload")
 	require.Equal(t, 2, s.Tenants, "a tenant in the bucket and in memory is one tenant")
-	require.Equal(t, 1, s.BucketBlocks)
 	require.GreaterOrEqual(t, s.Series, uint64(1))
 	require.True(t, oldest.Equal(s.Oldest), "%s", s.Oldest)
 	require.True(t, newest.Equal(s.Newest), "%s", s.Newest)
 }
 
 func TestHoldingsAreUnknownBeforeTheIngesterIsOpen(t *testing.T) {
-	s, ok, err := newHoldings(nil).summary(t.Context())
+	s, ok, err := (&holdings{}).summary()
 	require.NoError(t, err)
 	require.False(t, ok)
 	require.Equal(t, ui.Summary{}, s)
-}
-
-func TestWaitingForAnotherListingEndsWithTheRequest(t *testing.T) {
-	h := newHoldings(nil)
-	h.listing <- struct{}{} // another request lists
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	_, err := h.inBucket(ctx)
-	require.ErrorIs(t, err, context.Canceled)
 }
 
 func TestTimeSpanCoversAllThatHasSamples(t *testing.T) {

@@ -31,7 +31,7 @@ type process struct {
 	store     *blockstore.Store
 	server    *server.Server
 	api       *server.Gate
-	holdings  *holdings
+	holdings  holdings
 }
 
 // open opens a process. The caller must run it.
@@ -56,7 +56,6 @@ func open(opts options, logger *slog.Logger) (p *process, err error) {
 	if err != nil {
 		return nil, errors.Join(err, p.store.Close(), p.data.Close())
 	}
-	p.holdings = newHoldings(p.store)
 	p.api = server.NewGate(p.readiness)
 	if err := p.addRoutes(); err != nil {
 		return nil, errors.Join(err, p.server.Close(), p.store.Close(), p.data.Close())
@@ -133,7 +132,7 @@ func (p *process) start(ctx context.Context, s *starter) (*components, error) {
 	if err != nil {
 		return c, err
 	}
-	p.holdings.attach(ing)
+	p.holdings.attach(ing, q)
 	p.api.Open(apiRoutes(dist, q))
 	p.readiness.Ready("ingester")
 

@@ -8,7 +8,6 @@ package ui
 
 import (
 	"bytes"
-	"context"
 	"embed"
 	"fmt"
 	"html/template"
@@ -30,9 +29,6 @@ var assets embed.FS
 // contentSecurityPolicy lets the pages load their own files and ask their own
 // API, and nothing else; neither inline scripts nor inline styles run.
 const contentSecurityPolicy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
-
-// summaryTimeout bounds how long the home page waits for the bucket.
-const summaryTimeout = 3 * time.Second
 
 // Config says what the pages show of the process.
 type Config struct {
@@ -56,8 +52,9 @@ type Summary struct {
 
 // Deps is what the pages ask. The functions are safe for concurrent use.
 type Deps struct {
-	// Summary MAY return ok false while the process does not know yet.
-	Summary func(context.Context) (s Summary, ok bool, err error)
+	// Summary MAY return ok false while the process does not know yet, and an error
+	// beside what it knows. It MUST NOT block.
+	Summary func() (s Summary, ok bool, err error)
 	// Waiting returns what the process waits for, and whether it waits.
 	Waiting func() (reason string, waiting bool)
 	Logger  *slog.Logger
@@ -163,9 +160,7 @@ func (u *UI) home(r *http.Request) home {
 	h.Reason, waiting = u.deps.Waiting()
 	h.Ready = !waiting
 
-	ctx, cancel := context.WithTimeout(r.Context(), summaryTimeout)
-	defer cancel()
-	s, ok, err := u.deps.Summary(ctx)
+	s, ok, err := u.deps.Summary()
 	if err != nil {
 		h.Problem = err.Error()
 	}
