@@ -382,8 +382,11 @@ func TestMainReportsVerifiesAndChecksAgain(t *testing.T) {
 func TestMainVerifiesALiveRunThatIsInterrupted(t *testing.T) {
 	r := &receiver{}
 	ctx, interrupt := context.WithCancel(t.Context())
+	var requests atomic.Int64
 	r.before = func(w http.ResponseWriter, req *http.Request) bool {
-		if req.ContentLength > 3000 { // not the metadata
+		// A sender waits for its answer, so more requests than senders mean that one
+		// has been acknowledged. The metadata do not count.
+		if req.ContentLength > 3000 && requests.Add(1) > int64(Default().Senders) {
 			interrupt()
 		}
 		return false
@@ -392,6 +395,7 @@ func TestMainVerifiesALiveRunThatIsInterrupted(t *testing.T) {
 	var stdout, stderr bytes.Buffer
 	require.Equal(t, 0, Main(ctx, args, &stdout, &stderr), stderr.String())
 	require.Contains(t, stdout.String(), " 0 lost, 0 changed, 0 doubled")
+	require.NotContains(t, stdout.String(), "verified      0 acknowledged")
 }
 
 func ownPID() string { return filepath.Base(must(os.Readlink("/proc/self"))) }
@@ -429,4 +433,18 @@ func TestMainExplainsWrongFlags(t *testing.T) {
 	require.Equal(t, 0, Main(t.Context(), []string{"--help"}, &stdout, &stderr))
 	require.Contains(t, stderr.String(), "hundredfold loadgen --url=")
 	require.Contains(t, stderr.String(), "-samples-per-request")
+}
+
+func TestARunOfWhichNothingWasAcknowledgedIsNoSuccess(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusServiceUnavailable)
+		cancel() // the user gives up
+	}))
+	defer server.Close()
+	var stdout, stderr strings.Builder
+	code := Main(ctx, []string{"--url=" + server.URL + "/api/v1/write", "--series=10", "--span=1m"}, &stdout, &stderr)
+	require.Equal(t, exitFaulty, code)
+	require.Contains(t, stderr.String(), "nothing was acknowledged")
 }

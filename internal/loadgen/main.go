@@ -35,7 +35,7 @@ Flags:
 // Exit codes.
 const (
 	exitOK     = 0
-	exitFaulty = 1 // samples were refused, or verification found a fault
+	exitFaulty = 1 // samples were refused, none was accepted, or verification found a fault
 	exitUsage  = 2
 )
 
@@ -64,6 +64,7 @@ func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 
 var (
 	errRefused = errors.New("the receiver refused samples")
+	errNothing = errors.New("nothing was acknowledged, so there is nothing to measure or to verify")
 	errFaulty  = errors.New("what was read back is not what was acknowledged")
 )
 
@@ -82,6 +83,9 @@ func execute(ctx context.Context, cfg Config, opts options, stdout, stderr io.Wr
 			return err
 		}
 		refused = !report.Clean()
+		if report.Acknowledged == 0 && !refused {
+			return errNothing
+		}
 	}
 	if opts.verify || opts.verifyOnly {
 		if ctx.Err() != nil && !opts.verifyOnly {
