@@ -35,7 +35,8 @@ type Ingester interface {
 	ChunkQuerier(id tenant.ID, mint, maxt int64) (storage.ChunkQuerier, error)
 	ExemplarQuerier(ctx context.Context, id tenant.ID) (storage.ExemplarQuerier, error)
 	// LocalBlocks returns blocks that every querier which was opened before reads from
-	// the ingester, so that the bucket's copies need not be read.
+	// the ingester, so that the bucket's copies need not be read. It MUST NOT wait for
+	// a querier to be closed, since its caller holds one; it MAY leave blocks out.
 	LocalBlocks(id tenant.ID) []ulid.ULID
 	// Metadata returns what is known of metric, or of all metrics if it is empty.
 	Metadata(id tenant.ID, metric string) map[string][]metadata.Metadata
