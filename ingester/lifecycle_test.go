@@ -148,6 +148,23 @@ func TestPushHeedsItsDeadlineWhileAFlushWaitsForAQuery(t *testing.T) {
 	require.NoError(t, <-flushed)
 }
 
+func TestQueryThatAsksForLocalBlocksDoesNotWaitForWhoWaitsForIt(t *testing.T) {
+	f := newFixture(t)
+	f.push(acme, sample{"a", 0, 1})
+	q, err := f.Querier(acme, math.MinInt64, math.MaxInt64)
+	require.NoError(t, err)
+	tdb := f.lookup(acme)
+	closed := make(chan error, 1)
+	go func() { closed <- tdb.close() }()
+	for tdb.use.TryRLock() { // until close waits
+		tdb.use.RUnlock()
+		runtime.Gosched()
+	}
+	require.Empty(t, f.LocalBlocks(acme))
+	require.NoError(t, q.Close())
+	require.NoError(t, <-closed)
+}
+
 func TestQueryOnOneTenantDoesNotHoldUpTheCutsOfOthers(t *testing.T) {
 	f := newFixture(t)
 	f.seeAll = false

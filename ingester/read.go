@@ -106,14 +106,18 @@ func (t *tenantDB) metadataOf(metric string) map[string][]metadata.Metadata {
 	return t.meta.get(metric)
 }
 
+// localBlocks is called by queries that hold use shared. They must not wait for it
+// behind somebody who waits for them; an answer of nothing costs them only work.
 func (t *tenantDB) localBlocks() []ulid.ULID {
-	db, release, err := t.acquire()
-	if err != nil {
+	if !t.use.TryRLock() {
 		return nil
 	}
-	defer release()
+	defer t.use.RUnlock()
+	if t.db == nil {
+		return nil
+	}
 	var ids []ulid.ULID
-	for _, b := range db.Blocks() {
+	for _, b := range t.db.Blocks() {
 		ids = append(ids, b.Meta().ULID)
 	}
 	return ids
