@@ -43,6 +43,7 @@ type views struct {
 	store   *blockstore.Store
 	metrics *metrics
 	current atomic.Pointer[bucketView]
+	fault   atomic.Pointer[error] // of the last refresh; nil: none
 
 	wake chan struct{} // capacity 1: there are hints
 	mu   struct {
@@ -66,10 +67,13 @@ func newViews(store *blockstore.Store, m *metrics) *views {
 }
 
 func (v *views) loaded() error {
-	if v.current.Load() == nil {
-		return errNotLoaded
+	if v.current.Load() != nil {
+		return nil
 	}
-	return nil
+	if fault := v.fault.Load(); fault != nil {
+		return fmt.Errorf("%w; the last attempt: %w", errNotLoaded, *fault)
+	}
+	return errNotLoaded
 }
 
 // of returns the view of a tenant's blocks; it is empty if the bucket has none.
@@ -121,7 +125,7 @@ func (v *views) takeHints() []tenant.ID {
 func (v *views) refresh(ctx context.Context) error {
 	ids, err := v.store.Tenants(ctx)
 	if err != nil {
-		return v.failed(fmt.Errorf("list tenants: %w", err))
+		return v.failed(err)
 	}
 	next := &bucketView{
 		tenants: make(map[tenant.ID]*tenantView, len(ids)),
@@ -197,9 +201,12 @@ func (v *views) publish(next *bucketView) {
 }
 
 func (v *views) failed(err error) error {
-	if err != nil {
-		v.metrics.refreshFailures.Inc()
+	if err == nil {
+		v.fault.Store(nil)
+		return nil
 	}
+	v.metrics.refreshFailures.Inc()
+	v.fault.Store(&err)
 	return err
 }
 
@@ -208,6 +215,7 @@ func (v *views) failed(err error) error {
 func (q *Querier) keepFresh(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	var complaint complaint
 	for {
 		var err error
 		select {
@@ -223,8 +231,12 @@ func (q *Querier) keepFresh(ctx context.Context) {
 		case <-q.views.wake:
 			err = q.views.refreshTenants(ctx, q.views.takeHints())
 		}
-		if err != nil && ctx.Err() == nil {
-			q.logger.Warn("The bucket could not be listed; queries go on with the blocks that were seen before", "err", err)
+		if err != nil && ctx.Err() == nil && complaint.isNew(err) {
+			if q.views.loaded() != nil {
+				q.logger.Warn("The bucket could not be listed; queries are refused until it can", "err", err)
+			} else {
+				q.logger.Warn("The bucket could not be listed; queries go on with the blocks that were seen before", "err", err)
+			}
 		}
 		if view := q.views.current.Load(); view != nil {
 			if err := q.blocks.trim(view); err != nil {
@@ -232,6 +244,21 @@ func (q *Querier) keepFresh(ctx context.Context) {
 			}
 		}
 	}
+}
+
+// complaint keeps a lasting fault from filling the log. One goroutine.
+type complaint struct {
+	text string
+	at   time.Time
+}
+
+// isNew reports whether err is another one than last time, or a minute has passed.
+func (c *complaint) isNew(err error) bool {
+	if text := err.Error(); text != c.text || time.Since(c.at) >= time.Minute {
+		c.text, c.at = text, time.Now()
+		return true
+	}
+	return false
 }
 
 // unavailable makes err one that goes away: 503.

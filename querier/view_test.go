@@ -145,9 +145,28 @@ func TestQueriesFailUntilTheBucketWasListed(t *testing.T) {
 	require.Contains(t, got.Error, "not loaded yet")
 	require.NotEmpty(t, got.Header.Get("Retry-After"))
 
+	r.bucket.FailFrom(1)
+	require.Error(t, r.views.refresh(t.Context()))
+	require.ErrorIs(t, r.Ready(), errNotLoaded)
+	require.ErrorContains(t, r.Ready(), "list tenants in the bucket", "who operates it is told why")
+	r.bucket.Heal()
+
 	r.refresh()
 	require.NoError(t, r.Ready())
 	require.Equal(t, 200, r.get(alice, "/api/v1/query?query=1").Code)
+}
+
+func TestALastingFaultIsLoggedOncePerMinute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var c complaint
+		fault := errors.New("down")
+		require.True(t, c.isNew(fault))
+		require.False(t, c.isNew(fault))
+		require.True(t, c.isNew(errors.New("another")))
+		require.True(t, c.isNew(fault))
+		<-time.After(time.Minute)
+		require.True(t, c.isNew(fault))
+	})
 }
 
 func TestATenantThatCouldNeverBeListedIsNotAnsweredWithoutItsBlocks(t *testing.T) {

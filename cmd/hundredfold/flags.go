@@ -44,7 +44,7 @@ func parseFlags(args []string) (options, error) {
 			return options{}, err
 		}
 		// The flag package writes one dash where everybody types two.
-		return options{}, errors.New(strings.ReplaceAll(err.Error(), ": -", ": --"))
+		return options{}, errors.New(strings.NewReplacer(": -", ": --", "flag -", "flag --").Replace(err.Error()))
 	}
 	if set.NArg() > 0 {
 		return options{}, fmt.Errorf("%q is neither a flag nor a subcommand", set.Arg(0))

@@ -8,7 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestWrongCommandLinesExitWith2AndTheUsage(t *testing.T) {
+func TestWrongCommandLinesExitWith2AndPointToTheHelp(t *testing.T) {
 	for name, c := range map[string]struct {
 		args []string
 		want string
@@ -22,7 +22,7 @@ func TestWrongCommandLinesExitWith2AndTheUsage(t *testing.T) {
 			var out, errs bytes.Buffer
 			require.Equal(t, exitUsage, command(t.Context(), c.args, &out, &errs))
 			require.Contains(t, errs.String(), c.want)
-			require.Contains(t, errs.String(), "usage: hundredfold")
+			require.Contains(t, errs.String(), "See hundredfold --help.")
 			require.Empty(t, out.String())
 		})
 	}

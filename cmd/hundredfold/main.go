@@ -50,7 +50,7 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		say(stdout, usage())
 		return exitOK
 	case err != nil:
-		say(stderr, fmt.Sprintf("hundredfold: %v\n\n%s", err, usage()))
+		say(stderr, fmt.Sprintf("hundredfold: %v\nSee hundredfold --help.\n", err))
 		return exitUsage
 	case opts.version:
 		say(stdout, versionText()+"\n")

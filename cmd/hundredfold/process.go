@@ -143,7 +143,7 @@ func (p *process) start(ctx context.Context, s *starter) (*components, error) {
 		}
 		c.selfMonitoring = s.start("self-monitoring", monitor.Run)
 	}
-	p.logger.Info("Hundredfold takes writes and queries.", "address", p.server.Address())
+	p.logger.Info("Hundredfold takes writes, and queries as soon as it has listed the bucket.", "open", "http://"+p.server.Address())
 	return c, nil
 }
 

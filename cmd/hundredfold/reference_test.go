@@ -153,6 +153,20 @@ bucket:
     bucket: example-metrics
 ` + "```" + `
 
+A store of one's own that speaks S3 (MinIO, Ceph, versitygw), here without TLS. Blocks go
+there once a window of two hours is complete, so the bucket stays empty for about three:
+
+` + "```yaml" + `
+bucket:
+  type: s3
+  s3:
+    endpoint: 127.0.0.1:9000
+    insecure: true
+    bucket: metrics
+    access_key: hundredfold
+    secret_key: change-me
+` + "```" + `
+
 Limits for all tenants, and for some that need others. What a tenant's section does
 not say holds as in ` + "`limits`" + `:
 

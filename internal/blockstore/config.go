@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 )
 
 // Type says what kind of bucket holds the blocks.
@@ -72,6 +73,13 @@ func (c S3Config) validate() error {
 	var errs []error
 	if c.Endpoint == "" {
 		errs = append(errs, errors.New("bucket.s3.endpoint: it is empty; give host or host:port"))
+	}
+	if scheme, host, ok := strings.Cut(c.Endpoint, "://"); ok {
+		hint := ""
+		if scheme == "http" {
+			hint = ", and bucket.s3.insecure: true for HTTP"
+		}
+		errs = append(errs, fmt.Errorf("bucket.s3.endpoint: %q has a scheme; write %q%s", c.Endpoint, host, hint))
 	}
 	if c.Bucket == "" {
 		errs = append(errs, errors.New("bucket.s3.bucket: it is empty; name an existing bucket"))

@@ -54,3 +54,10 @@ func TestSecretsAreNeverPrinted(t *testing.T) {
 		require.NotContains(t, text, fmt.Sprintf("%x", "hunter2"))
 	}
 }
+
+func TestAnEndpointWithASchemeIsRefusedWithWhatToWrite(t *testing.T) {
+	c := Config{Type: TypeS3, S3: S3Config{Endpoint: "http://127.0.0.1:9000", Bucket: "b"}}
+	require.EqualError(t, c.Validate(), `bucket.s3.endpoint: "http://127.0.0.1:9000" has a scheme; write "127.0.0.1:9000", and bucket.s3.insecure: true for HTTP`)
+	c.S3.Endpoint = "https://s3.example.com"
+	require.EqualError(t, c.Validate(), `bucket.s3.endpoint: "https://s3.example.com" has a scheme; write "s3.example.com"`)
+}

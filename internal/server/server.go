@@ -92,7 +92,7 @@ func Open(cfg Config, auth Auth, readiness *Readiness, logger *slog.Logger, regi
 	// the name could yield another address.
 	listener, err := net.ListenTCP("tcp", address)
 	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", cfg.ListenAddress, err)
+		return nil, fmt.Errorf("listen on %s: %w; stop what listens there, or choose another with --http.listen-address", cfg.ListenAddress, err)
 	}
 	s := &Server{
 		cfg:       cfg,

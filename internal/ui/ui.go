@@ -187,6 +187,7 @@ func (u *UI) remoteWrite(base, user, message string) string {
 	if message != "" {
 		fmt.Fprintf(&b, "    protobuf_message: %s\n", message)
 	}
+	b.WriteString("    send_exemplars: true\n    send_native_histograms: true\n")
 	if u.cfg.MultiTenant {
 		fmt.Fprintf(&b, "    headers:\n      %s: YOUR_TENANT\n", tenant.Header)
 	}

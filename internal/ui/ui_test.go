@@ -132,6 +132,9 @@ func TestSnippetsAreYAMLThatPrometheusAndGrafanaTake(t *testing.T) {
 		"url":        "http://h:1/api/v1/write",
 		"headers":    map[string]any{"X-Scope-OrgID": "YOUR_TENANT"},
 		"basic_auth": map[string]any{"username": `al"ice`, "password": "YOUR_PASSWORD"},
+
+		"send_exemplars":         true,
+		"send_native_histograms": true,
 	}
 	require.Equal(t, []map[string]any{want}, v1.RemoteWrite)
 	want["protobuf_message"] = "io.prometheus.write.v2.Request"
