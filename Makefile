@@ -26,6 +26,7 @@ ARGS     ?=
 # The tools' versions are pinned by modules of their own, one for each, so that
 # neither their dependencies nor ours choose versions for the other.
 TOOLS := $(addprefix $(BIN)/,golangci-lint prometheus promtool versitygw)
+PROTO_TOOLS := $(addprefix $(BIN)/,buf protoc-gen-go protoc-gen-go-grpc)
 
 # cgo is on only if there is a C compiler, and the race detector needs cgo.
 HAVE_CC := $(shell command -v $$($(GO) env CC) 2>/dev/null)
@@ -67,8 +68,9 @@ race: tools ## All tests under the race detector
 	@$(GOTEST) -race ./...
 
 .PHONY: lint
-lint: $(BIN)/golangci-lint $(BIN)/promtool ## Linters, on the code and on what deploy/ holds
+lint: $(BIN)/golangci-lint $(BIN)/promtool $(BIN)/buf ## Linters, on the code and on what deploy/ holds
 	@$(BIN)/golangci-lint run
+	@$(BIN)/buf lint
 	@$(BIN)/promtool check rules --lint=all --lint-fatal deploy/prometheus/alerts.yml
 	@$(BIN)/promtool check config --syntax-only deploy/prometheus/prometheus.yml
 
@@ -77,8 +79,11 @@ format: $(BIN)/golangci-lint ## Format all Go files
 	@$(BIN)/golangci-lint fmt
 
 .PHONY: check
-check: ## go.mod is tidy; that generated files are up to date is checked by tests
+check: $(PROTO_TOOLS) ## go.mod is tidy, generated code is up to date, and the protocols break nobody
 	@$(GO) mod tidy -diff
+	@rm -rf $(BIN)/proto && $(BIN)/buf generate -o $(BIN)/proto
+	@for file in $$(cd $(BIN)/proto/proto && find . -name '*.go'); do cmp "proto/$$file" "$(BIN)/proto/proto/$$file"; done
+	@$(BIN)/buf breaking --against proto/released.binpb
 
 .PHONY: fuzz
 fuzz: ## Fuzz every decoder for FUZZTIME each
@@ -106,7 +111,8 @@ profile: build ## As the second half of bench, with a CPU profile in .bin/cpu.pp
 ##@ Maintain
 
 .PHONY: generate
-generate: ## Write docs/configuration.md and other generated files
+generate: $(PROTO_TOOLS) ## Write docs/configuration.md and the code of proto/
+	@$(BIN)/buf generate
 	@$(GO) test ./cmd/hundredfold -run ConfigurationPage -update
 
 .PHONY: tools
@@ -123,6 +129,12 @@ $(BIN)/promtool: tools/prometheus/go.mod
 	$(call build_tool,prometheus,github.com/prometheus/prometheus/cmd/promtool)
 $(BIN)/versitygw: tools/s3/go.mod
 	$(call build_tool,s3,github.com/versity/versitygw/cmd/versitygw)
+$(BIN)/buf: tools/proto/go.mod
+	$(call build_tool,proto,github.com/bufbuild/buf/cmd/buf)
+$(BIN)/protoc-gen-go: tools/proto/go.mod
+	$(call build_tool,proto,google.golang.org/protobuf/cmd/protoc-gen-go)
+$(BIN)/protoc-gen-go-grpc: tools/proto/go.mod
+	$(call build_tool,proto,google.golang.org/grpc/cmd/protoc-gen-go-grpc)
 
 .PHONY: clean
 clean: ## Remove what was built; ./data stays

@@ -19,9 +19,9 @@ var errCodec = errors.New("undecodable registry records")
 // Encode appends records to dst in the form in which they are gossiped:
 //
 //	version:byte { length:uvarint record }
-//	record = id zone address:string rank:uvarint state:byte epoch:uvarint incarnation:8 bytes
+//	record = id zone address:string rank:uvarint state:byte epoch:uvarint incarnation:8 bytes generation:8 bytes
 //
-// Strings are preceded by their length as a uvarint; the incarnation is big-endian.
+// Strings are preceded by their length as a uvarint; the last two are big-endian.
 // docs/formats.md describes it byte by byte.
 func Encode(dst []byte, records ...Record) []byte {
 	dst = append(dst, codecVersion)
@@ -36,6 +36,7 @@ func Encode(dst []byte, records ...Record) []byte {
 		body = append(body, byte(r.State))
 		body = binary.AppendUvarint(body, r.Epoch)
 		body = binary.BigEndian.AppendUint64(body, r.Incarnation)
+		body = binary.BigEndian.AppendUint64(body, r.Generation)
 		dst = binary.AppendUvarint(dst, uint64(len(body)))
 		dst = append(dst, body...)
 	}
@@ -82,6 +83,9 @@ func decodeRecord(body []byte) (Record, bool) {
 	rec.Epoch = d.uvarint(1<<64 - 1)
 	if incarnation := d.take(8); len(incarnation) == 8 {
 		rec.Incarnation = binary.BigEndian.Uint64(incarnation)
+	}
+	if generation := d.take(8); len(generation) == 8 {
+		rec.Generation = binary.BigEndian.Uint64(generation)
 	}
 	return rec, !d.failed
 }

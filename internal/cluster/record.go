@@ -12,7 +12,7 @@ type State uint8
 // The states. An instance goes through them from top to bottom; only between
 // Active and Restarting does it go to and fro.
 const (
-	// Joining has claimed its rank, and neither takes writes nor serves reads yet.
+	// Joining has claimed its rank and takes no writes yet; reads ask it already.
 	Joining State = iota + 1
 	// Active takes writes for its slots and serves reads.
 	Active
@@ -39,8 +39,10 @@ func (s State) String() string {
 // Places reports whether an instance in state s owns slots.
 func (s State) Places() bool { return s == Active || s == Restarting }
 
-// Reads reports whether reads have to ask an instance in state s.
-func (s State) Reads() bool { return s == Active || s == Restarting || s == Draining }
+// Reads reports whether reads have to ask an instance in state s. One that joins is
+// asked before it takes its first sample: whoever places data may know sooner than
+// whoever reads that it is Active.
+func (s State) Reads() bool { return s == Joining || s == Active || s == Restarting || s == Draining }
 
 // follows reports whether an instance may go from state s to next by itself.
 func (s State) follows(next State) bool {
@@ -75,6 +77,9 @@ type Record struct {
 	// Incarnation is drawn anew at every start. Two processes that run under the
 	// same ID differ in it.
 	Incarnation uint64
+	// Generation is drawn when the instance's data directory is made. An instance
+	// that comes back under its ID with another one has lost its samples.
+	Generation uint64
 }
 
 var (
@@ -132,5 +137,6 @@ func (r Record) Compare(other Record) int {
 		cmp.Compare(r.Address, other.Address),
 		cmp.Compare(r.Zone, other.Zone),
 		cmp.Compare(r.Rank, other.Rank),
+		cmp.Compare(r.Generation, other.Generation),
 	)
 }

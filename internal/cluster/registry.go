@@ -67,17 +67,20 @@ func (r Registry) Get(id string) (Record, bool) {
 	return r.records[at], true
 }
 
-// Placement returns the members among whom series are placed. Of two instances
-// that claimed the same place at the same time only the one with the lower ID has
-// it; the other claims again.
-func (r Registry) Placement() []hashring.Member {
-	var members []hashring.Member
+// Placement returns the placement of series with the replication factor rf. Of two
+// instances that claimed the same place at the same time only the one with the lower
+// ID has it; the other claims again.
+func (r Registry) Placement(rf int) *Placement {
+	var members []Placed
 	for _, rec := range r.records {
 		if rec.State.Places() && !r.displaced(rec) {
-			members = append(members, hashring.Member{ID: rec.ID, Zone: rec.Zone, Rank: rec.Rank})
+			members = append(members, Placed{
+				Member:     hashring.Member{ID: rec.ID, Zone: rec.Zone, Rank: rec.Rank},
+				Generation: rec.Generation,
+			})
 		}
 	}
-	return members
+	return NewPlacement(rf, members)
 }
 
 // displaced reports whether another instance has rec's place with better right.
@@ -118,7 +121,7 @@ func (r Registry) Hash() uint64 {
 			buf = binary.AppendUvarint(buf, uint64(len(s)))
 			buf = append(buf, s...)
 		}
-		for _, n := range []uint64{uint64(rec.Rank), uint64(rec.State), rec.Epoch, rec.Incarnation} {
+		for _, n := range []uint64{uint64(rec.Rank), uint64(rec.State), rec.Epoch, rec.Incarnation, rec.Generation} {
 			buf = binary.AppendUvarint(buf, n)
 		}
 	}

@@ -123,12 +123,15 @@ func TestPlacementFollowsStatesAndNothingElse(t *testing.T) {
 		records = append(records, rec)
 	}
 	r := merged(t, records...)
-	require.Equal(t, []hashring.Member{{ID: "ACTIVE", Zone: "z", Rank: 1}, {ID: "RESTARTING", Zone: "z", Rank: 2}}, r.Placement())
+	require.Equal(t, []Placed{
+		{Member: hashring.Member{ID: "ACTIVE", Zone: "z", Rank: 1}},
+		{Member: hashring.Member{ID: "RESTARTING", Zone: "z", Rank: 2}},
+	}, r.Placement(1).Members())
 	var ids []string
 	for _, rec := range r.Readable() {
 		ids = append(ids, rec.ID)
 	}
-	require.Equal(t, []string{"ACTIVE", "DRAINING", "RESTARTING"}, ids)
+	require.Equal(t, []string{"ACTIVE", "DRAINING", "JOINING", "RESTARTING"}, ids)
 	require.Equal(t, 4, r.FreeRank("z"), "who has left has given up its place")
 	require.Equal(t, 0, r.FreeRank("other"))
 }
@@ -140,9 +143,9 @@ func TestOfTwoInstancesThatClaimOnePlaceOneClaimsAgain(t *testing.T) {
 	require.False(t, r.Displaced("a"))
 	require.True(t, r.Displaced("b"))
 	require.False(t, r.Displaced("c"))
-	_, err := hashring.New(r.Placement(), 3)
+	_, err := r.Placement(3).Ring(0, 0)
 	require.NoError(t, err, "placement never has one place twice")
-	require.Len(t, r.Placement(), 2)
+	require.Len(t, r.Placement(3).Members(), 2)
 	require.Equal(t, 1, r.FreeRank("z"))
 }
 

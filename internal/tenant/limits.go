@@ -14,6 +14,9 @@ import (
 type Limits struct {
 	// MaxSeries bounds the tenant's series in memory, per ingester.
 	MaxSeries int `yaml:"max_series"`
+	// ShardSize is how many ingesters hold the tenant's series (a shuffle shard), so
+	// that tenants share few of them; 0 spreads them over all.
+	ShardSize int `yaml:"shard_size"`
 	// MaxLabelsPerSeries bounds the labels of one series, its name included.
 	MaxLabelsPerSeries int `yaml:"max_labels_per_series"`
 	// MaxLabelNameBytes and MaxLabelValueBytes bound each label.
@@ -58,6 +61,7 @@ func (l Limits) Validate() error {
 		value int
 	}{
 		{"max_series", l.MaxSeries},
+		{"shard_size", l.ShardSize},
 		{"max_labels_per_series", l.MaxLabelsPerSeries},
 		{"max_label_name_bytes", l.MaxLabelNameBytes},
 		{"max_label_value_bytes", l.MaxLabelValueBytes},

@@ -35,13 +35,21 @@ type Hasher struct {
 	buf  []byte
 }
 
-// processSeed keeps series of one tenant from being made to collide by a
-// sender: XXH3 is no cryptographic hash, but its seed is secret and new in every
-// process. Identities never leave the process.
-var processSeed = maphash.Comparable(maphash.MakeSeed(), "identity") //nolint:gochecknoglobals // one seed for all Hashers of the process
+// seed keeps series of one tenant from being made to collide by a sender: XXH3 is no
+// cryptographic hash, but its seed is secret. A process that is alone draws one; those
+// of a cluster pass identities to each other and use the one in their bucket.
+var seed = maphash.Comparable(maphash.MakeSeed(), "identity") //nolint:gochecknoglobals // one seed for all Hashers of the process
+
+// SetSeed sets the seed of all Hashers that are made from now on. Call it before the
+// first is made, or they disagree.
+func SetSeed(s uint64) { seed = s }
+
+// SeedFingerprint tells processes whether their seeds are the same, without giving
+// the seed away.
+func SeedFingerprint() uint64 { return xxh3.HashStringSeed("fingerprint", seed) }
 
 // NewHasher returns a Hasher. All Hashers of a process agree.
-func NewHasher() *Hasher { return &Hasher{seed: processSeed} }
+func NewHasher() *Hasher { return &Hasher{seed: seed} }
 
 // Canonical returns the identity for labels that are given in canonical form.
 func (h *Hasher) Canonical(encoded []byte) Identity {

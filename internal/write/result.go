@@ -73,11 +73,32 @@ func (e *SeriesError) Error() string {
 	return fmt.Sprintf("%s: %s (series %s)", e.Reason, e.Detail, e.Labels)
 }
 
+// Kind is what an Item is one of.
+type Kind uint8
+
+// The kinds of items, one for each of a Batch's slices.
+const (
+	KindSample Kind = iota
+	KindHistogram
+	KindExemplar
+	// KindSeries is for a series that is at fault itself and has no samples.
+	KindSeries
+)
+
+// Item is one element of a Batch.
+type Item struct {
+	Kind  Kind
+	Index uint32 // into the Batch's slice of that kind
+}
+
 // Rejection is one reason for which samples of a batch were rejected.
 type Rejection struct {
 	Reason  Reason
 	Count   int          // samples, histograms and exemplars
 	Example *SeriesError // the first one
+	// Items are the rejected elements, as far as they were in the batch: what was
+	// refused before it got into one has none.
+	Items []Item
 }
 
 // Result says what became of a Batch: what was written, and what was rejected
@@ -85,20 +106,36 @@ type Rejection struct {
 type Result struct {
 	Written  Counts
 	Rejected []Rejection
+	// Unknown are the series (indexes into Batch.Series) that came without labels
+	// (ErrNoLabels) and are not known where they were pushed: nothing of them was
+	// written, and nothing rejected.
+	Unknown []uint32
 }
 
-// Reject adds count samples that were rejected because of e.
-func (r *Result) Reject(e *SeriesError, count int) {
+// Reject adds count samples that were rejected because of e before they got into a batch.
+func (r *Result) Reject(e *SeriesError, count int) { r.rejection(e).Count += count }
+
+// RejectItems adds elements of the batch that were rejected because of e.
+func (r *Result) RejectItems(e *SeriesError, items ...Item) {
+	rej := r.rejection(e)
+	rej.Count += len(items)
+	rej.Items = append(rej.Items, items...)
+}
+
+// rejection returns the rejection for the reason of e. The pointer is good until the
+// next call.
+func (r *Result) rejection(e *SeriesError) *Rejection {
 	for i := range r.Rejected {
 		if r.Rejected[i].Reason == e.Reason {
-			r.Rejected[i].Count += count
-			return
+			return &r.Rejected[i]
 		}
 	}
-	r.Rejected = append(r.Rejected, Rejection{Reason: e.Reason, Count: count, Example: e})
+	r.Rejected = append(r.Rejected, Rejection{Reason: e.Reason, Example: e})
+	return &r.Rejected[len(r.Rejected)-1]
 }
 
-// Merge adds what other says to r.
+// Merge adds what other says of other samples to r. Its items and unknown series are
+// of another batch and are left out.
 func (r *Result) Merge(other Result) {
 	r.Written.Samples += other.Written.Samples
 	r.Written.Histograms += other.Written.Histograms

@@ -77,6 +77,10 @@ type Metadata struct {
 	metadata.Metadata
 }
 
+// ErrNoLabels is what a LabelSource returns for a series that was sent by its identity
+// alone, because its labels should be known where it is pushed.
+var ErrNoLabels = errors.New("the series was sent without labels")
+
 // LabelSource yields labels as they were sent: in any order, perhaps invalid.
 type LabelSource interface {
 	// AppendLabels adds the labels of series i to b. Strings may alias the
@@ -95,7 +99,7 @@ func (l Labels) AppendLabels(i int, b *labels.ScratchBuilder) error {
 
 // Resolve returns the valid, canonical labels of series i and their identity:
 // sorted, without empty values, checked against limits. The labels do not alias
-// the batch. The error is a *SeriesError.
+// the batch. The error is a *SeriesError, or ErrNoLabels.
 func (b *Batch) Resolve(i int, limits tenant.Limits, scratch *labels.ScratchBuilder, h *Hasher) (labels.Labels, Identity, error) {
 	if err := b.Series[i].Err; err != nil {
 		var reason *SeriesError
@@ -105,7 +109,9 @@ func (b *Batch) Resolve(i int, limits tenant.Limits, scratch *labels.ScratchBuil
 		return labels.EmptyLabels(), Identity{}, reason
 	}
 	scratch.Reset()
-	if err := b.Source.AppendLabels(i, scratch); err != nil {
+	if err := b.Source.AppendLabels(i, scratch); errors.Is(err, ErrNoLabels) {
+		return labels.EmptyLabels(), Identity{}, err
+	} else if err != nil {
 		return labels.EmptyLabels(), Identity{}, &SeriesError{Reason: ReasonMalformedSeries, Detail: err.Error()}
 	}
 	scratch.Sort()

@@ -1,0 +1,157 @@
+package cluster
+
+import (
+	"cmp"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/cespare/xxhash/v2"
+
+	"github.com/hundredfold/hundredfold/internal/hashring"
+)
+
+// placementVersion is the version of a Placement's encoding.
+const placementVersion = 1
+
+var errPlacement = errors.New("undecodable placement")
+
+// Quorum returns how many replicas must accept a sample before it counts as
+// written, at the replication factor rf. With two replicas one is enough, since
+// writes would not survive the death of either otherwise.
+func Quorum(rf int) int {
+	if rf == 2 {
+		return 1
+	}
+	return rf/2 + 1
+}
+
+// Placed is a member of a Placement.
+type Placed struct {
+	hashring.Member
+	// Generation is that of the member's data (Record.Generation): an ingester
+	// that lost its disk keeps its place but not the samples.
+	Generation uint64
+}
+
+// Placement says who series were placed among and how often each was replicated.
+// Ingesters remember the placements under which their samples were written, so that
+// reads know whom to ask for all of them. It is immutable and safe for concurrent
+// use; make one with NewPlacement.
+type Placement struct {
+	rf      int
+	members []Placed // by ID
+	hash    uint64
+
+	mu    sync.Mutex
+	rings map[ringKey]*hashring.Ring
+}
+
+type ringKey struct {
+	tenant uint64
+	shard  int
+}
+
+// NewPlacement returns the placement of members, in any order, with the replication
+// factor rf, from 1 to hashring.MaxRF.
+func NewPlacement(rf int, members []Placed) *Placement {
+	p := &Placement{rf: rf, members: slices.Clone(members), rings: map[ringKey]*hashring.Ring{}}
+	slices.SortFunc(p.members, func(a, b Placed) int { return cmp.Compare(a.ID, b.ID) })
+	p.hash = xxhash.Sum64(p.Encode(nil))
+	return p
+}
+
+// RF returns the replication factor.
+func (p *Placement) RF() int { return p.rf }
+
+// Members returns the members by ID. The slice belongs to the Placement.
+func (p *Placement) Members() []Placed { return p.members }
+
+// Hash identifies the placement: equal for equal ones, on all nodes.
+func (p *Placement) Hash() uint64 { return p.hash }
+
+// maxRings bounds the rings of shuffle shards that a placement keeps: a ring takes
+// 130 kB. A tenant without a shard of its own shares the ring of all members.
+const maxRings = 256
+
+// Ring returns the ring by which a tenant's series are placed. shard is the tenant's
+// shard size in members, 0 for all.
+func (p *Placement) Ring(tenant uint64, shard int) (*hashring.Ring, error) {
+	members := make([]hashring.Member, len(p.members))
+	for i, m := range p.members {
+		members[i] = m.Member
+	}
+	key := ringKey{tenant: tenant, shard: shard}
+	if shard <= 0 || shard >= len(members) {
+		key = ringKey{}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if ring, ok := p.rings[key]; ok {
+		return ring, nil
+	}
+	ring, err := hashring.New(hashring.Shard(members, key.tenant, key.shard), p.rf)
+	if err != nil {
+		return nil, fmt.Errorf("place series: %w", err)
+	}
+	if len(p.rings) >= maxRings {
+		clear(p.rings)
+	}
+	p.rings[key] = ring
+	return ring, nil
+}
+
+// Encode appends p to dst:
+//
+//	version:byte rf:byte { id zone:string rank:uvarint generation:8 bytes }
+//
+// Strings are preceded by their length as a uvarint; the generation is big-endian.
+func (p *Placement) Encode(dst []byte) []byte {
+	dst = append(dst, placementVersion, byte(p.rf))
+	for _, m := range p.members {
+		for _, s := range []string{m.ID, m.Zone} {
+			dst = binary.AppendUvarint(dst, uint64(len(s)))
+			dst = append(dst, s...)
+		}
+		dst = binary.AppendUvarint(dst, uint64(m.Rank))
+		dst = binary.BigEndian.AppendUint64(dst, m.Generation)
+	}
+	return dst
+}
+
+// DecodePlacement returns the placement that Encode wrote. It aliases nothing of data.
+func DecodePlacement(data []byte) (*Placement, error) {
+	if len(data) < 2 {
+		return nil, fmt.Errorf("%w: it is cut short", errPlacement)
+	}
+	if data[0] != placementVersion {
+		return nil, fmt.Errorf("%w: version %d is unknown", errPlacement, data[0])
+	}
+	rf := int(data[1])
+	if rf < 1 || rf > hashring.MaxRF {
+		return nil, fmt.Errorf("%w: the replication factor %d is outside 1 to %d", errPlacement, rf, hashring.MaxRF)
+	}
+	var members []Placed
+	d := decoder{rest: data[2:]}
+	for len(d.rest) > 0 {
+		m := Placed{Member: hashring.Member{
+			ID:   string(d.bytes(maxEncodedRecord)),
+			Zone: string(d.bytes(maxEncodedRecord)),
+			Rank: int(d.uvarint(1 << 16)),
+		}}
+		if generation := d.take(8); len(generation) == 8 {
+			m.Generation = binary.BigEndian.Uint64(generation)
+		}
+		if d.failed {
+			return nil, fmt.Errorf("%w: member %d is malformed", errPlacement, len(members))
+		}
+		members = append(members, m)
+	}
+	p := NewPlacement(rf, members)
+	if _, err := p.Ring(0, 0); err != nil {
+		return nil, fmt.Errorf("%w: %w", errPlacement, err)
+	}
+	return p, nil
+}
