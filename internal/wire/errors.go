@@ -1,5 +1,3 @@
-// Package wire holds the one table that turns errors of the domain into answers:
-// which HTTP status they become and whether a client should try again.
 package wire
 
 import (
@@ -7,6 +5,8 @@ import (
 	"errors"
 	"net/http"
 	"time"
+
+	"google.golang.org/grpc/codes"
 
 	"github.com/hundredfold/hundredfold/internal/tenant"
 	"github.com/hundredfold/hundredfold/internal/write"
@@ -44,44 +44,90 @@ func (e *InvalidError) Unwrap() error { return e.Cause }
 // Invalid returns an InvalidError for cause.
 func Invalid(cause error) error { return &InvalidError{Cause: cause} }
 
-// HTTPStatus returns the status that answers err; nil is 200. An error that the
-// table does not know is an internal one: 500, which senders try again.
-func HTTPStatus(err error) int {
-	var (
-		unavailable *UnavailableError
-		invalid     *InvalidError
-		rejected    *write.RejectedError
-	)
-	switch {
-	case err == nil:
-		return http.StatusOK
-	case errors.As(err, &unavailable):
-		return http.StatusServiceUnavailable
-	case errors.As(err, &rejected):
-		return classStatus(rejected)
-	case errors.As(err, &invalid):
-		return http.StatusBadRequest
-	case errors.Is(err, tenant.ErrNoTenant):
-		return http.StatusUnauthorized
-	case errors.Is(err, tenant.ErrInvalidID):
-		return http.StatusBadRequest
-	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		return http.StatusServiceUnavailable
+// class is what an error means for whoever asked.
+type class int
+
+const (
+	internal      class = iota // the fault is here; trying again may help
+	unavailable                // the same request will succeed later
+	invalid                    // the same request can never succeed
+	limited                    // dropped, because the tenant is over a limit
+	noTenant                   // the request names no tenant
+	invalidTenant              // the request names something that cannot be a tenant
+	canceled                   // whoever asked does not wait any more
+	timedOut                   // it took too long
+)
+
+// answers is the table: what an error of each class becomes.
+func (c class) answers() (status int, code codes.Code) {
+	switch c {
+	case unavailable:
+		return http.StatusServiceUnavailable, codes.Unavailable
+	case invalid:
+		return http.StatusBadRequest, codes.InvalidArgument
+	case limited:
+		return http.StatusTooManyRequests, codes.ResourceExhausted
+	case noTenant:
+		return http.StatusUnauthorized, codes.Unauthenticated
+	case invalidTenant:
+		return http.StatusBadRequest, codes.InvalidArgument
+	case canceled:
+		return http.StatusServiceUnavailable, codes.Canceled
+	case timedOut:
+		return http.StatusServiceUnavailable, codes.DeadlineExceeded
 	default:
-		return http.StatusInternalServerError
+		return http.StatusInternalServerError, codes.Internal
 	}
 }
 
-func classStatus(e *write.RejectedError) int {
-	result := write.Result{Rejected: e.Rejected}
-	switch class, _ := result.Class(); class {
-	case write.ClassUnavailable:
-		return http.StatusServiceUnavailable
-	case write.ClassLimited:
-		return http.StatusTooManyRequests
+// classOf returns the class of err, which is not nil. An error that the table does not
+// know is an internal one.
+func classOf(err error) class {
+	var (
+		unavailableErr *UnavailableError
+		invalidErr     *InvalidError
+		rejected       *write.RejectedError
+	)
+	switch {
+	case errors.As(err, &unavailableErr):
+		return unavailable
+	case errors.As(err, &rejected):
+		return classOfRejected(rejected)
+	case errors.As(err, &invalidErr):
+		return invalid
+	case errors.Is(err, tenant.ErrNoTenant):
+		return noTenant
+	case errors.Is(err, tenant.ErrInvalidID):
+		return invalidTenant
+	case errors.Is(err, context.Canceled):
+		return canceled
+	case errors.Is(err, context.DeadlineExceeded):
+		return timedOut
 	default:
-		return http.StatusBadRequest
+		return internal
 	}
+}
+
+func classOfRejected(e *write.RejectedError) class {
+	result := write.Result{Rejected: e.Rejected}
+	switch of, _ := result.Class(); of {
+	case write.ClassUnavailable:
+		return unavailable
+	case write.ClassLimited:
+		return limited
+	default:
+		return invalid
+	}
+}
+
+// HTTPStatus returns the status that answers err; nil is 200. An error that the
+// table does not know is an internal one: 500, which senders try again.
+func HTTPStatus(err error) int {
+	if err == nil {
+		return http.StatusOK
+	}
+	status, _ := classOf(err).answers()
+	return status
 }
 
 // RetryAfter returns how long a client should wait before it tries again, and

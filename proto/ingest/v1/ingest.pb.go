@@ -324,7 +324,10 @@ type Failure struct {
 	// permanent says that the same request can never succeed.
 	Permanent bool `protobuf:"varint,2,opt,name=permanent,proto3" json:"permanent,omitempty"`
 	// retry_after_ms is how long to wait before sending it again.
-	RetryAfterMs  uint32 `protobuf:"varint,3,opt,name=retry_after_ms,json=retryAfterMs,proto3" json:"retry_after_ms,omitempty"`
+	RetryAfterMs uint32 `protobuf:"varint,3,opt,name=retry_after_ms,json=retryAfterMs,proto3" json:"retry_after_ms,omitempty"`
+	// unavailable says that the same request will succeed later. Without it and without
+	// permanent, the ingester does not know.
+	Unavailable   bool `protobuf:"varint,4,opt,name=unavailable,proto3" json:"unavailable,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -380,6 +383,13 @@ func (x *Failure) GetRetryAfterMs() uint32 {
 	return 0
 }
 
+func (x *Failure) GetUnavailable() bool {
+	if x != nil {
+		return x.Unavailable
+	}
+	return false
+}
+
 var File_ingest_v1_ingest_proto protoreflect.FileDescriptor
 
 const file_ingest_v1_ingest_proto_rawDesc = "" +
@@ -412,11 +422,12 @@ const file_ingest_v1_ingest_proto_rawDesc = "" +
 	"histograms\x18\x05 \x03(\rR\n" +
 	"histograms\x12\x1c\n" +
 	"\texemplars\x18\x06 \x03(\rR\texemplars\x12\x16\n" +
-	"\x06series\x18\a \x03(\rR\x06series\"g\n" +
+	"\x06series\x18\a \x03(\rR\x06series\"\x89\x01\n" +
 	"\aFailure\x12\x18\n" +
 	"\amessage\x18\x01 \x01(\tR\amessage\x12\x1c\n" +
 	"\tpermanent\x18\x02 \x01(\bR\tpermanent\x12$\n" +
-	"\x0eretry_after_ms\x18\x03 \x01(\rR\fretryAfterMs2d\n" +
+	"\x0eretry_after_ms\x18\x03 \x01(\rR\fretryAfterMs\x12 \n" +
+	"\vunavailable\x18\x04 \x01(\bR\vunavailable2d\n" +
 	"\rIngestService\x12S\n" +
 	"\x04Push\x12\".hundredfold.ingest.v1.PushRequest\x1a#.hundredfold.ingest.v1.PushResponse(\x010\x01B=Z;github.com/hundredfold/hundredfold/proto/ingest/v1;ingestv1b\x06proto3"
 
