@@ -81,12 +81,8 @@ func decodeRecord(body []byte) (Record, bool) {
 		rec.State = State(state[0])
 	}
 	rec.Epoch = d.uvarint(1<<64 - 1)
-	if incarnation := d.take(8); len(incarnation) == 8 {
-		rec.Incarnation = binary.BigEndian.Uint64(incarnation)
-	}
-	if generation := d.take(8); len(generation) == 8 {
-		rec.Generation = binary.BigEndian.Uint64(generation)
-	}
+	rec.Incarnation = d.uint64()
+	rec.Generation = d.uint64()
 	return rec, !d.failed
 }
 
@@ -104,6 +100,14 @@ func (d *decoder) uvarint(most uint64) uint64 {
 	}
 	d.rest = d.rest[n:]
 	return v
+}
+
+func (d *decoder) uint64() uint64 {
+	b := d.take(8)
+	if d.failed {
+		return 0
+	}
+	return binary.BigEndian.Uint64(b)
 }
 
 func (d *decoder) bytes(most uint64) []byte { return d.take(d.uvarint(most)) }

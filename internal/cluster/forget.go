@@ -10,20 +10,29 @@ const forgetAfter = time.Hour
 // monotonic clock. An instance that is alive has none.
 type Absence map[string]time.Duration
 
-// Forget returns the one dead instance that may be declared Left now. It must have been
-// absent for an hour, be the only one that is absent in its zone for less than the
-// whole zone, and no zone may be gone: when a zone is away, its ingesters have
-// lost their network rather than their lives, and their samples are still needed.
-func (r Registry) Forget(absent Absence) (Record, bool) {
+// Forget returns the one dead instance that may be declared Left now: the one that
+// is absent longest, and for an hour at least. No zone may be gone: when a zone is
+// away, its ingesters have lost their network rather than their lives, and their
+// samples are still needed. For the same reason most instances must be there:
+// otherwise it may be this node that is cut off.
+func (r Registry) Forget(absent Absence) (Record, bool) { return r.forget(absent, forgetAfter) }
+
+func (r Registry) forget(absent Absence, after time.Duration) (Record, bool) {
+	here, total := 0, 0
 	alive, all := map[string]int{}, map[string]int{}
 	for _, rec := range r.records {
 		if rec.State == Left {
 			continue
 		}
 		all[rec.Zone]++
+		total++
 		if _, gone := absent[rec.ID]; !gone {
 			alive[rec.Zone]++
+			here++
 		}
+	}
+	if 2*here <= total {
+		return Record{}, false
 	}
 	for zone := range all {
 		if alive[zone] == 0 {
@@ -35,7 +44,7 @@ func (r Registry) Forget(absent Absence) (Record, bool) {
 		since  time.Duration
 	)
 	for _, rec := range r.records {
-		if d := absent[rec.ID]; rec.State != Left && d >= forgetAfter && d > since {
+		if d := absent[rec.ID]; rec.State != Left && d >= after && d > since {
 			oldest, since = rec, d
 		}
 	}

@@ -47,6 +47,9 @@ type Placement struct {
 
 	mu    sync.Mutex
 	rings map[ringKey]*hashring.Ring
+	// base is the ring of all members of an earlier placement, from which that of
+	// this one is computed; nil if there is none or it is computed.
+	base *hashring.Ring
 }
 
 type ringKey struct {
@@ -61,6 +64,27 @@ func NewPlacement(rf int, members []Placed) *Placement {
 	slices.SortFunc(p.members, func(a, b Placed) int { return cmp.Compare(a.ID, b.ID) })
 	p.hash = xxhash.Sum64(p.Encode(nil))
 	return p
+}
+
+// Next returns the placement of members with the replication factor rf as
+// NewPlacement does: p itself if it is equal, else one that computes its ring of all
+// members from p's, which is far cheaper when few members differ.
+func (p *Placement) Next(rf int, members []Placed) *Placement {
+	next := NewPlacement(rf, members)
+	if next.hash == p.hash {
+		return p
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	// The earlier ring and not the earlier placement: that would keep all before it.
+	next.base = p.base
+	if ring, ok := p.rings[ringKey{}]; ok {
+		next.base = ring
+	}
+	if rf != p.rf {
+		next.base = nil
+	}
+	return next
 }
 
 // RF returns the replication factor.
@@ -92,7 +116,7 @@ func (p *Placement) Ring(tenant uint64, shard int) (*hashring.Ring, error) {
 	if ring, ok := p.rings[key]; ok {
 		return ring, nil
 	}
-	ring, err := hashring.New(hashring.Shard(members, key.tenant, key.shard), p.rf)
+	ring, err := p.computeLocked(members, key)
 	if err != nil {
 		return nil, fmt.Errorf("place series: %w", err)
 	}
@@ -101,6 +125,15 @@ func (p *Placement) Ring(tenant uint64, shard int) (*hashring.Ring, error) {
 	}
 	p.rings[key] = ring
 	return ring, nil
+}
+
+func (p *Placement) computeLocked(members []hashring.Member, key ringKey) (*hashring.Ring, error) {
+	if key == (ringKey{}) && p.base != nil {
+		base := p.base
+		p.base = nil
+		return base.Next(members)
+	}
+	return hashring.New(hashring.Shard(members, key.tenant, key.shard), p.rf)
 }
 
 // Encode appends p to dst:
@@ -141,9 +174,7 @@ func DecodePlacement(data []byte) (*Placement, error) {
 			Zone: string(d.bytes(maxEncodedRecord)),
 			Rank: int(d.uvarint(1 << 16)),
 		}}
-		if generation := d.take(8); len(generation) == 8 {
-			m.Generation = binary.BigEndian.Uint64(generation)
-		}
+		m.Generation = d.uint64()
 		if d.failed {
 			return nil, fmt.Errorf("%w: member %d is malformed", errPlacement, len(members))
 		}

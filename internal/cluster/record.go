@@ -52,7 +52,8 @@ func (s State) follows(next State) bool {
 	case Restarting:
 		return next == Active
 	case Joining:
-		return next == Active || next == Left
+		// It drains if it was forgotten with data and is not wanted back.
+		return next == Active || next == Draining || next == Left
 	case Draining:
 		return next == Left
 	default:
@@ -92,12 +93,11 @@ func (r Record) Validate() error {
 	invalid := func(format string, args ...any) error {
 		return fmt.Errorf("%w of %q: %s", errRecord, r.ID, fmt.Sprintf(format, args...))
 	}
-	const maxLength = 100
 	switch {
 	case r.ID == "":
 		return invalid("it has no id")
-	case len(r.ID) > maxLength || len(r.Zone) > maxLength || len(r.Address) > maxLength:
-		return invalid("id, zone or address has more than %d bytes", maxLength)
+	case len(r.ID) > maxString || len(r.Zone) > maxString || len(r.Address) > maxString:
+		return invalid("id, zone or address has more than %d bytes", maxString)
 	case r.Rank < 0 || r.Rank >= 1<<16:
 		return invalid("rank %d is outside 0 to 65535", r.Rank)
 	case stateNames[r.State] == "":
@@ -121,6 +121,41 @@ func (r Record) Next(s State) (Record, error) {
 // Forgotten returns the version of r with which another instance declares it Left.
 func (r Record) Forgotten() Record {
 	r.State = Left
+	r.Epoch++
+	return r
+}
+
+// Started returns the version of r with which its owner goes on after a start. self
+// is what has changed since: address, incarnation and generation. An instance that
+// held slots keeps them; one that was declared Left joins anew.
+func (r Record) Started(self Record) Record {
+	switch r.State {
+	case Active:
+		r.State = Restarting
+	case Left:
+		r.State = Joining
+	}
+	return r.ownedBy(self)
+}
+
+// Revived returns the version of r, in state s, with which its living owner answers
+// somebody who declared it Left.
+func (r Record) Revived(s State) Record {
+	r.State = s
+	r.Epoch++
+	return r
+}
+
+// Moved returns the version of r with which its owner claims another rank.
+func (r Record) Moved(rank int) Record {
+	r.Rank = rank
+	r.Epoch++
+	return r
+}
+
+// ownedBy returns the next version of r, as one of the process self.
+func (r Record) ownedBy(self Record) Record {
+	r.Address, r.Incarnation, r.Generation = self.Address, self.Incarnation, self.Generation
 	r.Epoch++
 	return r
 }

@@ -68,9 +68,18 @@ func (r Registry) Get(id string) (Record, bool) {
 }
 
 // Placement returns the placement of series with the replication factor rf. Of two
-// instances that claimed the same place at the same time only the one with the lower
-// ID has it; the other claims again.
-func (r Registry) Placement(rf int) *Placement {
+// instances that claimed the same place at the same time only one has it: the one
+// that is not joining any more, else the one with the lower ID. The other claims
+// again.
+func (r Registry) Placement(rf int) *Placement { return NewPlacement(rf, r.placed()) }
+
+// PlacementAfter returns the placement as Placement does, computed from the
+// previous one (see Placement.Next).
+func (r Registry) PlacementAfter(previous *Placement, rf int) *Placement {
+	return previous.Next(rf, r.placed())
+}
+
+func (r Registry) placed() []Placed {
 	var members []Placed
 	for _, rec := range r.records {
 		if rec.State.Places() && !r.displaced(rec) {
@@ -80,14 +89,22 @@ func (r Registry) Placement(rf int) *Placement {
 			})
 		}
 	}
-	return NewPlacement(rf, members)
+	return members
 }
 
 // displaced reports whether another instance has rec's place with better right.
 func (r Registry) displaced(rec Record) bool {
 	return slices.ContainsFunc(r.records, func(other Record) bool {
-		return other.ID < rec.ID && other.State != Left && other.Zone == rec.Zone && other.Rank == rec.Rank
+		return other.ID != rec.ID && other.State != Left && other.Zone == rec.Zone && other.Rank == rec.Rank && other.precedes(rec)
 	})
+}
+
+// precedes reports whether r keeps the place that it and other claimed.
+func (r Record) precedes(other Record) bool {
+	if joins := r.State == Joining; joins != (other.State == Joining) {
+		return !joins
+	}
+	return r.ID < other.ID
 }
 
 // Displaced reports whether the instance id has to claim another rank, because
@@ -97,7 +114,7 @@ func (r Registry) Displaced(id string) bool {
 	return ok && rec.State != Left && r.displaced(rec)
 }
 
-// FreeRank returns the rank that an instance of a zone claims at its first join.
+// FreeRank returns the rank that an instance of a zone claims when it joins.
 func (r Registry) FreeRank(zone string) int {
 	var taken []hashring.Member
 	for _, rec := range r.records {
@@ -114,9 +131,13 @@ func (r Registry) Readable() []Record {
 }
 
 // Hash is equal for equal registries, so that nodes can tell whether they agree.
+// Those that have left don't count: nodes drop their tombstones at different times.
 func (r Registry) Hash() uint64 {
 	var buf []byte
 	for _, rec := range r.records {
+		if rec.State == Left {
+			continue
+		}
 		for _, s := range []string{rec.ID, rec.Zone, rec.Address} {
 			buf = binary.AppendUvarint(buf, uint64(len(s)))
 			buf = append(buf, s...)

@@ -150,7 +150,7 @@ func TestOfTwoInstancesThatClaimOnePlaceOneClaimsAgain(t *testing.T) {
 }
 
 func TestForgettingIsGuarded(t *testing.T) {
-	r := merged(t, active("a0", "a", 0), active("a1", "a", 1), active("b0", "b", 0), active("b1", "b", 1))
+	r := merged(t, active("a0", "a", 0), active("a1", "a", 1), active("b0", "b", 0), active("b1", "b", 1), active("b2", "b", 2))
 	for _, c := range []struct {
 		name   string
 		absent Absence
@@ -160,6 +160,7 @@ func TestForgettingIsGuarded(t *testing.T) {
 		{"one, not long enough", Absence{"a0": 59 * time.Minute}, ""},
 		{"one, long enough", Absence{"a0": time.Hour}, "a0"},
 		{"two: the longest absent first, one at a time", Absence{"a0": 2 * time.Hour, "b0": 3 * time.Hour}, "b0"},
+		{"most of them", Absence{"a0": 2 * time.Hour, "b0": 3 * time.Hour, "b1": 4 * time.Hour}, ""},
 		{"a whole zone", Absence{"a0": 5 * time.Hour, "a1": time.Minute}, ""},
 		{"a whole zone and one more", Absence{"a0": 5 * time.Hour, "a1": 5 * time.Hour, "b0": 5 * time.Hour}, ""},
 	} {
