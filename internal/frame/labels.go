@@ -46,6 +46,19 @@ func addLabels(encoded []byte, b *labels.ScratchBuilder) error {
 
 // nextLabel reads one label: 0a, the length of the rest, 0a, the name, 12, the value.
 func nextLabel(encoded []byte) (name, value string, rest []byte, ok bool) {
+	if len(encoded) >= 6 && encoded[0] == 0x0a && encoded[1] < 0x80 && encoded[2] == 0x0a {
+		// All lengths are of one byte, as nearly always. A name's length of two does not
+		// pass for one: it would reach beyond the end.
+		end, n := 2+int(encoded[1]), int(encoded[3])
+		if end <= len(encoded) && 6+n <= end && encoded[4+n] == 0x12 && int(encoded[5+n]) == end-6-n {
+			return alias(encoded[4 : 4+n]), alias(encoded[6+n : end]), encoded[end:], true
+		}
+	}
+	return nextLongLabel(encoded)
+}
+
+// nextLongLabel is nextLabel for lengths of any size.
+func nextLongLabel(encoded []byte) (name, value string, rest []byte, ok bool) {
 	c := cursor{rest: encoded}
 	if c.byte() != 0x0a {
 		return "", "", nil, false

@@ -189,21 +189,37 @@ func (d *PushDecoder) entry(p *pushCursor, size int) error {
 	return nil
 }
 
+// samples reads count samples. It is all that is done for a sample, so it works on
+// local variables.
 func (d *PushDecoder) samples(p *pushCursor, count int, starts bool) {
-	samples := d.batch.Samples
+	samples, rest, t := d.batch.Samples, p.rest, p.t
 	for range count {
-		p.t += p.varint()
-		s := write.Sample{T: p.t, V: p.double()}
-		if starts {
-			p.start += p.varint()
-			s.ST = p.start
+		if len(rest) == 0 {
+			p.fail()
+			return
 		}
-		if p.failed {
-			break
+		delta, n := uint64(rest[0]), 1
+		if delta >= 0x80 {
+			delta, n = binary.Uvarint(rest)
+		}
+		if n <= 0 || len(rest)-n < 8 {
+			p.fail()
+			return
+		}
+		t += unzigzag(delta)
+		s := write.Sample{T: t, V: math.Float64frombits(binary.LittleEndian.Uint64(rest[n:]))}
+		rest = rest[n+8:]
+		if starts {
+			p.rest = rest
+			p.start += p.varint()
+			s.ST, rest = p.start, p.rest
 		}
 		samples = append(samples, s)
 	}
 	d.batch.Samples = samples
+	if !p.failed {
+		p.rest, p.t = rest, t
+	}
 }
 
 func (d *PushDecoder) histograms(p *pushCursor) error {
