@@ -227,17 +227,27 @@ func (n *Node) withOwn(ctx context.Context, change func(Record) error) error {
 		return ctx.Err()
 	}
 	defer func() { <-n.own }()
-	rec, written := n.ownRecords()
-	if rec.Incarnation != n.self.Incarnation {
-		return fmt.Errorf("%w: %s", ErrIdentity, n.self.ID)
-	}
-	if rec.State == Left && written.State != Left {
-		if err := n.revive(rec, written); err != nil {
-			return err
-		}
-		rec, _ = n.ownRecords()
+	rec, err := n.mend(ctx)
+	if err != nil {
+		return err
 	}
 	return change(rec)
+}
+
+// mend returns the own record as this process stands by it, after it has answered
+// what others, or an earlier process under this ID, wrote there. The caller holds
+// n.own.
+func (n *Node) mend(ctx context.Context) (Record, error) {
+	known, written := n.ownRecords()
+	var err error
+	switch {
+	case known.Incarnation != n.self.Incarnation:
+		err = n.succeed(ctx, known, written)
+	case known.State == Left && written.State != Left:
+		err = n.revive(known, written)
+	}
+	known, _ = n.ownRecords()
+	return known, err
 }
 
 // ownRecords returns the own record as the registry knows it and as this process
@@ -261,11 +271,14 @@ func (n *Node) activate(ctx context.Context) error {
 		if err := n.settle(ctx); err != nil {
 			return err
 		}
+		// It may have been settled otherwise meanwhile.
+		rec, err := n.mend(ctx)
+		if err != nil {
+			return err
+		}
 		registry := n.registry()
-		rec, _ := registry.Get(n.self.ID)
 		next := rec.Moved(registry.FreeRank(rec.Zone))
 		if !registry.Displaced(rec.ID) {
-			var err error
 			if next, err = rec.Next(Active); err != nil {
 				return err
 			}
@@ -424,46 +437,35 @@ func (n *Node) yields(rival process) bool {
 	return rival.running && rival.Incarnation > n.self.Incarnation
 }
 
-// tendRecord answers what others, or an earlier process under this ID, wrote.
+// tendRecord looks after the own record. It returns ErrIdentity if that belongs to
+// another process now.
 func (n *Node) tendRecord(ctx context.Context) error {
 	known, written := n.ownRecords()
-	switch {
-	case known.Incarnation != n.self.Incarnation:
-		return n.succeed(ctx, known)
-	case known.State == Left && written.State != Left:
-		return n.withOwn(ctx, func(Record) error { return nil }) // revives it
-	case known.State == Joining && n.wanted() == Active:
-		return n.SetState(ctx, Active)
-	case known.State != Left && known.State != Joining && n.registry().Displaced(known.ID):
-		return n.withOwn(ctx, func(rec Record) error {
-			registry := n.registry()
-			if !registry.Displaced(rec.ID) {
-				return nil
-			}
-			next := rec.Moved(registry.FreeRank(rec.Zone))
-			n.logger.Warn("Another ingester has this one's place; it takes the next free one.", "zone", rec.Zone, "rank", rec.Rank, "next", next.Rank)
-			return n.tell(next)
-		})
+	displaced := known.State != Left && known.State != Joining && n.registry().Displaced(known.ID)
+	rejoins := known.State == Joining && n.wanted() == Active
+	if known.Incarnation == n.self.Incarnation && (known.State != Left || written.State == Left) && !displaced && !rejoins {
+		return nil
 	}
-	return nil
+	return n.withOwn(ctx, func(rec Record) error {
+		registry := n.registry()
+		switch {
+		case rec.State == Joining && n.wanted() == Active:
+			return n.activate(ctx)
+		case rec.State == Left || rec.State == Joining || !registry.Displaced(rec.ID):
+			return nil
+		}
+		next := rec.Moved(registry.FreeRank(rec.Zone))
+		n.logger.Warn("Another ingester has this one's place; it takes the next free one.", "zone", rec.Zone, "rank", rec.Rank, "next", next.Rank)
+		return n.tell(next)
+	})
 }
 
 // succeed writes over the record of another process under this ID, which is known
-// only now, unless that one lives.
-func (n *Node) succeed(ctx context.Context, known Record) error {
+// only now, unless that one lives. The caller holds n.own.
+func (n *Node) succeed(ctx context.Context, known, written Record) error {
 	rival := process{Peer: Peer{ID: known.ID, GRPC: known.Address, Incarnation: known.Incarnation}}
 	if p, alive := n.probe(ctx, rival); alive {
 		return n.identityTaken(p)
-	}
-	select {
-	case n.own <- struct{}{}:
-	case <-ctx.Done():
-		return nil
-	}
-	defer func() { <-n.own }()
-	known, written := n.ownRecords()
-	if known.Incarnation == n.self.Incarnation {
-		return nil
 	}
 	next := known.ownedBy(written)
 	next.State = written.State

@@ -47,9 +47,20 @@ func newNetwork(t testing.TB) *network {
 // scene runs f on a clock of its own, which jumps on whenever everybody waits.
 func scene(t *testing.T, f func(t *testing.T, w *network)) {
 	synctest.Test(t, func(t *testing.T) {
-		f(t, newNetwork(t))
-		pass(30 * time.Second) // memberlist ends pings and streams that are under way
+		w := newNetwork(t)
+		defer pass(time.Minute) // memberlist ends pings and streams that are under way
+		defer w.end()
+		f(t, w)
 	})
+}
+
+// end stops what a test that failed left running.
+func (w *network) end() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, n := range w.mu.nodes {
+		n.cancel()
+	}
 }
 
 // pass lets time pass on a scene's clock.
@@ -232,12 +243,12 @@ func (n *testNode) open() error {
 		return err
 	}
 	n.net.mu.Lock()
-	n.node = node
-	n.net.mu.nodes[n.deps.GRPC] = n
-	n.net.mu.Unlock()
 	var ctx context.Context
 	ctx, n.cancel = context.WithCancel(context.Background())
 	n.ended = make(chan error, 1)
+	n.node = node
+	n.net.mu.nodes[n.deps.GRPC] = n
+	n.net.mu.Unlock()
 	go func() { n.ended <- node.Run(ctx) }()
 	return nil
 }
@@ -276,7 +287,6 @@ func (n *testNode) kill() {
 	n.t.Helper()
 	n.net.mu.Lock()
 	delete(n.net.mu.hosts, n.ip)
-	delete(n.net.mu.nodes, n.deps.GRPC)
 	n.net.mu.Unlock()
 	file := filepath.Join(n.deps.Dir, registryFile)
 	before, err := os.ReadFile(file)
