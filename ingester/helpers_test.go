@@ -41,10 +41,14 @@ type fixture struct {
 	limits tenant.Limits
 	cfg    func(*Config)
 
+	cluster *Member
+	keep    time.Duration
+
 	mu      sync.Mutex
 	now     time.Time
 	visible map[ulid.ULID]bool
 	seeAll  bool // everything uploaded is visible
+	uploads []string
 }
 
 type option func(*fixture)
@@ -84,23 +88,36 @@ func (f *fixture) open() {
 		f.cfg(&cfg)
 	}
 	store := blockstore.New(f.bucket, nil)
-	ing, err := Open(context.Background(), cfg, Deps{
-		Store:    store,
-		Limits:   func(tenant.ID) tenant.Limits { return f.limits },
-		Uploaded: func(tenant.ID) {},
+	deps := Deps{
+		Store:        store,
+		Limits:       func(tenant.ID) tenant.Limits { return f.limits },
+		Uploaded:     func(id tenant.ID, block ulid.ULID) { f.uploaded(id, block) },
+		Cluster:      f.cluster,
+		KeepUploaded: f.keep,
 		Visible: func(_ tenant.ID, id ulid.ULID) bool {
 			f.mu.Lock()
 			defer f.mu.Unlock()
 			return f.seeAll || f.visible[id]
 		},
-	})
-	require.NoError(f.t, err)
-	ing.now = func() time.Time {
+	}
+	var err error
+	f.Ingester, err = open(context.Background(), cfg, deps, func() time.Time {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		return f.now
-	}
-	f.Ingester = ing
+	})
+	require.NoError(f.t, err)
+}
+
+func (f *fixture) uploaded(id tenant.ID, block ulid.ULID) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.uploads = append(f.uploads, fmt.Sprintf("%s/%s", id, block))
+}
+
+// withCluster makes the ingester a member of a cluster.
+func withCluster(m Member, keep time.Duration) option {
+	return func(f *fixture) { f.cluster, f.keep = &m, keep }
 }
 
 func (f *fixture) restart() {

@@ -19,6 +19,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/oklog/ulid/v2"
@@ -98,7 +99,13 @@ type Deps struct {
 	// bucket, so that the local copy may go.
 	Visible func(tenant.ID, ulid.ULID) bool
 	// Uploaded is told that a tenant has a new block in the bucket. It must not block.
-	Uploaded func(tenant.ID)
+	Uploaded func(tenant.ID, ulid.ULID)
+	// Cluster is this ingester as a member of a cluster; nil outside of one. With it,
+	// the placements that samples were taken under are remembered.
+	Cluster *Member
+	// KeepUploaded is how long a block stays here at least after its upload, so that
+	// queriers whose view of the bucket is older find it. 0 leaves that to Visible.
+	KeepUploaded time.Duration
 
 	Logger     *slog.Logger          // nil: silent
 	Registerer prometheus.Registerer // nil: no metrics
@@ -114,6 +121,15 @@ type Ingester struct {
 	disk    *disk
 	now     func() time.Time
 
+	// self is nil outside of a cluster.
+	self atomic.Pointer[self]
+	// releasedUntil: what was taken here of tenants that nothing is held of, now or
+	// before this process began, is before this time, in ms.
+	releasedUntil atomic.Int64
+	// draining is set while no writes are taken because the ingester is emptied.
+	draining atomic.Bool
+	emptying turn // held by the one drain at a time
+
 	// Lock order: a tenantDB's working, its use, its appending, then mu.
 	mu struct {
 		sync.RWMutex
@@ -126,6 +142,16 @@ type Ingester struct {
 // replays their write-ahead logs. A tenant whose TSDB does not open refuses
 // reads and writes and is tried again by Run; the others are not affected.
 func Open(ctx context.Context, cfg Config, deps Deps) (*Ingester, error) {
+	return open(ctx, cfg, deps, time.Now)
+}
+
+// self is a member with what follows from being it.
+type self struct {
+	Member
+	alone Placed
+}
+
+func open(ctx context.Context, cfg Config, deps Deps, now func() time.Time) (*Ingester, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("ingester: %w", err)
 	}
@@ -141,7 +167,15 @@ func Open(ctx context.Context, cfg Config, deps Deps) (*Ingester, error) {
 		logger: deps.Logger.With("component", "ingester"),
 		caps:   newCaps(cfg.MaxSeries),
 		disk:   newDisk(cfg.Dir),
-		now:    time.Now,
+		now:    now,
+
+		emptying: newTurn(),
+	}
+	// Samples that were taken before are not newer, and those of tenants without a
+	// folder are gone.
+	i.releasedUntil.Store(now().Add(maxAhead).UnixMilli())
+	if deps.Cluster != nil {
+		i.become(*deps.Cluster)
 	}
 	i.metrics = newMetrics(deps.Registerer, i)
 	i.mu.tenants = map[tenant.ID]*tenantDB{}
@@ -185,11 +219,33 @@ func tenantsOnDisk(dir string) ([]tenant.ID, error) {
 	return ids, nil
 }
 
+// become makes i the member of a cluster.
+func (i *Ingester) become(m Member) { i.self.Store(&self{Member: m, alone: m.alone()}) }
+
 // Push appends b for tenant id. When it returns without an error, all that the
 // Result counts as written is in the write-ahead log: it survives the death of
 // the process. With an error nothing is known to be written and the same batch
 // may be pushed again, which never stores a sample twice.
+//
+// In a cluster it is for samples that no other member gets; see PushPlaced.
 func (i *Ingester) Push(ctx context.Context, id tenant.ID, b *write.Batch) (write.Result, error) {
+	if self := i.self.Load(); self != nil {
+		return i.push(ctx, id, b, &self.alone)
+	}
+	return i.push(ctx, id, b, nil)
+}
+
+// PushPlaced is Push for samples that placed has chosen this member of a cluster for.
+// Before it returns, the placement is on disk too.
+func (i *Ingester) PushPlaced(ctx context.Context, id tenant.ID, b *write.Batch, placed Placed) (write.Result, error) {
+	return i.push(ctx, id, b, &placed)
+}
+
+func (i *Ingester) push(ctx context.Context, id tenant.ID, b *write.Batch, placed *Placed) (write.Result, error) {
+	if err := i.takesWrites(); err != nil {
+		i.metrics.refused.WithLabelValues("draining").Inc()
+		return write.Result{}, err
+	}
 	if err := i.disk.check(0, i.caps.series.Load()); err != nil {
 		i.metrics.refused.WithLabelValues("disk").Inc()
 		return write.Result{}, wire.Unavailable(err, 10*time.Second)
@@ -202,12 +258,13 @@ func (i *Ingester) Push(ctx context.Context, id tenant.ID, b *write.Batch) (writ
 		if err != nil {
 			return write.Result{}, err
 		}
-		result, err := t.push(ctx, b)
+		result, err := t.push(ctx, b, placed)
 		if errors.Is(err, errClosed) {
 			continue // It was closed since we found it; open it again.
 		}
 		if err == nil {
 			i.metrics.appended.Add(float64(result.Written.Samples + result.Written.Histograms))
+			i.metrics.unknown.Add(float64(len(result.Unknown)))
 		}
 		return result, err
 	}
@@ -390,10 +447,23 @@ func (i *Ingester) forget(t *tenantDB) {
 // open the folder.
 func (i *Ingester) remove(t *tenantDB) error {
 	defer i.forget(t)
+	if held := t.held.Load(); held != nil {
+		i.released(held.shipped.from())
+	}
 	if err := os.RemoveAll(t.dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove the folder of an idle tenant: %w", err)
 	}
 	return nil
+}
+
+// released notes that samples before a time were deleted of a tenant that is forgotten.
+func (i *Ingester) released(until int64) {
+	for {
+		before := i.releasedUntil.Load()
+		if until <= before || i.releasedUntil.CompareAndSwap(before, until) {
+			return
+		}
+	}
 }
 
 func (i *Ingester) close() error {

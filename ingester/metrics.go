@@ -16,6 +16,8 @@ type metrics struct {
 	uploadFailures      prometheus.Counter
 	maintenanceFailures *prometheus.CounterVec
 	walFailures         prometheus.Counter
+	unknown             prometheus.Counter
+	sentBytes           prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer, i *Ingester) *metrics {
@@ -41,7 +43,24 @@ func newMetrics(reg prometheus.Registerer, i *Ingester) *metrics {
 		}
 		return 0
 	})
+	f.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "hundredfold_ingester_draining",
+		Help: "1 while no writes are taken because the ingester is emptied into the bucket, and afterwards.",
+	}, func() float64 {
+		if i.draining.Load() {
+			return 1
+		}
+		return 0
+	})
 	return &metrics{
+		unknown: f.NewCounter(prometheus.CounterOpts{
+			Name: "hundredfold_ingester_unknown_series_total",
+			Help: "Series that distributors sent by their identity alone and had to send again with their labels.",
+		}),
+		sentBytes: f.NewCounter(prometheus.CounterOpts{
+			Name: "hundredfold_ingester_select_sent_bytes_total",
+			Help: "Bytes of series and chunks that were sent to queriers.",
+		}),
 		appended: f.NewCounter(prometheus.CounterOpts{
 			Name: "hundredfold_ingester_appended_samples_total",
 			Help: "Samples and histograms that were written or had been written before.",

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/prometheus/prometheus/model/histogram"
@@ -41,7 +42,8 @@ type lateSample struct {
 }
 
 // push appends b. The caller sees errClosed if the tenant was closed meanwhile.
-func (t *tenantDB) push(ctx context.Context, b *write.Batch) (write.Result, error) {
+// placed is nil outside of a cluster.
+func (t *tenantDB) push(ctx context.Context, b *write.Batch, placed *Placed) (write.Result, error) {
 	db, release, err := t.acquire()
 	if errors.Is(err, errClosed) {
 		if result, ok := t.nothingValid(b); ok {
@@ -57,6 +59,13 @@ func (t *tenantDB) push(ctx context.Context, b *write.Batch) (write.Result, erro
 	}
 	defer release()
 	t.lastPush.Store(t.ing.now().UnixNano())
+	if placed != nil && t.placements != nil {
+		if err := t.placements.use(*placed, t.ing.now()); err != nil {
+			return write.Result{}, wire.Unavailable(err, 10*time.Second)
+		}
+		// Once more when the samples are there, for those that tidy meanwhile.
+		defer func() { t.placements.touch(placed.ref()) }()
+	}
 	t.meta.add(b.Metadata)
 	if len(b.Series) == 0 {
 		return write.Result{}, nil
@@ -66,6 +75,9 @@ func (t *tenantDB) push(ctx context.Context, b *write.Batch) (write.Result, erro
 		return write.Result{}, fmt.Errorf("wait for other writes of tenant %s: %w", t.id, err)
 	}
 	defer t.appending.give()
+	if err := t.ing.takesWrites(); err != nil {
+		return write.Result{}, err // Asked again here: who empties the ingester takes this turn afterwards.
+	}
 	if t.broken.Load() {
 		t.ing.metrics.refused.WithLabelValues("wal").Inc()
 		return write.Result{}, wire.Unavailable(fmt.Errorf("tenant %s: %w; it is opened anew as soon as the disk takes writes", t.id, errBroken), 10*time.Second)
@@ -75,7 +87,8 @@ func (t *tenantDB) push(ctx context.Context, b *write.Batch) (write.Result, erro
 	return p.run()
 }
 
-// nothingValid reports whether b holds nothing that could be stored, and why.
+// nothingValid reports whether b holds nothing that a tenant without a TSDB could
+// store, and why: no series is known there.
 func (t *tenantDB) nothingValid(b *write.Batch) (result write.Result, ok bool) {
 	if len(b.Metadata) > 0 {
 		return write.Result{}, false
@@ -84,11 +97,15 @@ func (t *tenantDB) nothingValid(b *write.Batch) (result write.Result, ok bool) {
 	for i := range b.Series {
 		_, _, err := b.Resolve(i, limits, &scratch, hasher)
 		var invalid *write.SeriesError
-		if !errors.As(err, &invalid) {
+		switch {
+		case errors.Is(err, write.ErrNoLabels):
+			result.Unknown = append(result.Unknown, uint32(i))
+		case errors.As(err, &invalid):
+			items := itemsOf(i, &b.Series[i])
+			result.RejectItems(invalid, appendItems(items, write.KindExemplar, b.Series[i].Exemplars)...)
+		default:
 			return write.Result{}, false
 		}
-		ser := &b.Series[i]
-		result.Reject(invalid, max(1, int(ser.Samples.Len+ser.Histograms.Len+ser.Exemplars.Len)))
 	}
 	return result, true
 }
@@ -103,6 +120,8 @@ type pusher struct {
 	maxT   int64 // samples after are in the future
 	app    storage.AppenderV2
 	result write.Result
+	// unknownSeries are the series in result.Unknown.
+	unknownSeries map[int]bool
 
 	// The series at hand: its place in the table if it has one yet, and its
 	// labels if they had to be looked at.
@@ -147,6 +166,7 @@ func (p *pusher) run() (write.Result, error) {
 			return p.broke(err)
 		}
 	}
+	slices.Sort(p.result.Unknown)
 	return p.result, nil
 }
 
@@ -193,20 +213,20 @@ func (p *pusher) series(i int) error {
 	for k := ser.Samples.Off; k < ser.Samples.End(); k++ {
 		s := &p.b.Samples[k]
 		if err := p.sample(i, k, s.ST, s.T, s.V, nil, nil); err != nil {
-			return err
+			return p.rejectSeries(i, err)
 		}
 	}
 	for k := ser.Histograms.Off; k < ser.Histograms.End(); k++ {
 		h := &p.b.Histograms[k]
 		if err := p.sample(i, k, h.ST, h.T, 0, h.Int, h.Float); err != nil {
-			return err
+			return p.rejectSeries(i, err)
 		}
 	}
 	return nil
 }
 
 // find sets p.entry, or p.fresh and p.ls, to series i. The error is a
-// *write.SeriesError.
+// *write.SeriesError or write.ErrNoLabels.
 func (p *pusher) find(i int) error {
 	ser := &p.b.Series[i]
 	p.ls = labels.EmptyLabels()
@@ -243,12 +263,12 @@ func (p *pusher) at() *entry {
 func (p *pusher) sample(i int, k uint32, st, t int64, v float64, h *histogram.Histogram, fh *histogram.FloatHistogram) error {
 	switch {
 	case t < 0:
-		p.reject(i, write.ReasonTooOld, func() string {
+		p.reject(i, item(k, h, fh), write.ReasonTooOld, func() string {
 			return fmt.Sprintf("the sample's time of %d ms is before 1970", t)
 		})
 		return nil
 	case t > p.maxT:
-		p.reject(i, write.ReasonFuture, func() string {
+		p.reject(i, item(k, h, fh), write.ReasonFuture, func() string {
 			return fmt.Sprintf("the sample's time %s is more than %s ahead of the clock here", formatTime(t), maxAhead)
 		})
 		return nil
@@ -256,32 +276,33 @@ func (p *pusher) sample(i int, k uint32, st, t int64, v float64, h *histogram.Hi
 		p.t.app.late = append(p.t.app.late, lateSample{series: i, index: k, histogram: h != nil || fh != nil})
 		return nil
 	}
-	return p.append(i, st, t, v, h, fh)
+	return p.append(i, k, st, t, v, h, fh)
 }
 
 // append gives one sample to the TSDB. Only errors that are not the sample's
-// fault are returned; the others are rejections.
-func (p *pusher) append(i int, st, t int64, v float64, h *histogram.Histogram, fh *histogram.FloatHistogram) error {
+// fault are returned; the others are rejections. write.ErrNoLabels says that the
+// head needs the series' labels and that they were not sent.
+func (p *pusher) append(i int, k uint32, st, t int64, v float64, h *histogram.Histogram, fh *histogram.FloatHistogram) error {
 	if t < p.minT {
-		p.rejectTooOld(i, t)
+		p.rejectTooOld(i, item(k, h, fh), t)
 		return nil
 	}
 	e := p.at()
 	if e.ref == 0 {
 		if err := p.resolve(i); err != nil {
-			return p.rejectErr(i, err)
+			return p.rejectErr(i, item(k, h, fh), err)
 		}
 	}
 	ref, err := p.app.Append(e.ref, p.ls, st, t, v, h, fh, storage.AOptions{})
 	if err != nil && p.ls.IsEmpty() && errors.Is(err, tsdb.ErrInvalidSample) {
 		// The head has dropped the series since; its labels bring it back.
 		if err := p.resolve(i); err != nil {
-			return p.rejectErr(i, err)
+			return p.rejectErr(i, item(k, h, fh), err)
 		}
 		ref, err = p.app.Append(0, p.ls, st, t, v, h, fh, storage.AOptions{})
 	}
 	if err != nil {
-		return p.rejectErr(i, err)
+		return p.rejectErr(i, item(k, h, fh), err)
 	}
 	e.ref, e.lastT = ref, max(e.lastT, t)
 	if p.entry == nil {
@@ -305,106 +326,15 @@ func (p *pusher) resolve(i int) error {
 	return err
 }
 
-// rejectErr turns an error of one sample into a rejection, or returns it if it
-// is none.
-func (p *pusher) rejectErr(i int, err error) error {
-	var (
-		series *write.SeriesError
-		hist   histogram.Error
-	)
-	switch {
-	case errors.As(err, &series):
-		p.result.Reject(series, 1)
-		return nil
-	case errors.Is(err, storage.ErrTooOldSample), errors.Is(err, storage.ErrOutOfBounds):
-		p.reject(i, write.ReasonTooOld, err.Error)
-		return nil
-	case errors.Is(err, storage.ErrOutOfOrderSample):
-		p.reject(i, write.ReasonOutOfOrder, err.Error)
-		return nil
-	case errors.Is(err, storage.ErrDuplicateSampleForTimestamp):
-		p.reject(i, write.ReasonDuplicateTimestamp, err.Error)
-		return nil
-	case errors.As(err, &hist):
-		p.reject(i, write.ReasonInvalidHistogram, err.Error)
+// resolveKnown is like resolve for a series that need not be created: labels that
+// were not sent are taken from the head.
+func (p *pusher) resolveKnown(i int) error {
+	if !p.ls.IsEmpty() {
 		return nil
 	}
+	var err error
+	p.ls, err = p.labelsOf(i)
 	return err
-}
-
-func (p *pusher) rejectTooOld(i int, t int64) {
-	p.reject(i, write.ReasonTooOld, func() string {
-		return fmt.Sprintf("the sample's time %s is before %s: the newest sample of tenant %s less its limit out_of_order_window of %s",
-			formatTime(t), formatTime(p.minT), p.t.id, p.limits.OutOfOrderWindow)
-	})
-}
-
-// reject counts one rejected sample of series i. The message is made for the
-// first of each reason only: there may be thousands.
-func (p *pusher) reject(i int, reason write.Reason, detail func() string) {
-	for k := range p.result.Rejected {
-		if p.result.Rejected[k].Reason == reason {
-			p.result.Rejected[k].Count++
-			return
-		}
-	}
-	e := &write.SeriesError{Reason: reason, Detail: detail()}
-	if ls, _, err := p.b.Resolve(i, p.limits, &p.t.app.scratch, p.t.app.hasher); err == nil {
-		e.Labels = write.Clip(ls.String())
-	}
-	p.result.Reject(e, 1)
-}
-
-// rejectSeries counts all samples of series i as rejected because of err.
-func (p *pusher) rejectSeries(i int, err error) error {
-	var series *write.SeriesError
-	if !errors.As(err, &series) {
-		return err
-	}
-	ser := &p.b.Series[i]
-	// A series that can't be decoded is one fault even without samples.
-	p.result.Reject(series, max(1, int(ser.Samples.Len+ser.Histograms.Len)))
-	return nil
-}
-
-// exemplars stores the exemplars of the batch. They go through the older
-// Appender, since senders also send them alone and AppenderV2 takes them only
-// along with a sample.
-func (p *pusher) exemplars() error {
-	if p.limits.MaxExemplars == 0 {
-		p.result.Written.Exemplars += len(p.b.Exemplars) // Dropped by policy: accepted.
-		return nil
-	}
-	app := p.db.Head().Appender(context.Background())
-	for i := range p.b.Series {
-		span := p.b.Series[i].Exemplars
-		if span.Len == 0 {
-			continue
-		}
-		if err := p.find(i); err != nil || p.at().ref == 0 {
-			p.rejectExemplars(i, int(span.Len), "its series is not stored")
-			continue
-		}
-		for _, e := range p.b.Exemplars[span.Off:span.End()] {
-			_, err := app.AppendExemplar(p.at().ref, p.ls, e)
-			switch {
-			case err == nil, errors.Is(err, storage.ErrDuplicateExemplar):
-				p.result.Written.Exemplars++
-			default:
-				p.rejectExemplars(i, 1, err.Error())
-			}
-		}
-	}
-	return app.Commit()
-}
-
-func (p *pusher) rejectExemplars(i, count int, why string) {
-	p.reject(i, write.ReasonInvalidExemplar, func() string { return "exemplar: " + why })
-	for k := range p.result.Rejected {
-		if p.result.Rejected[k].Reason == write.ReasonInvalidExemplar {
-			p.result.Rejected[k].Count += count - 1
-		}
-	}
 }
 
 func formatTime(ms int64) string {

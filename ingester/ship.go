@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -23,23 +24,38 @@ const (
 )
 
 // shipped remembers which local blocks are in the bucket, across restarts: a
-// block that was merged there since must not be uploaded again. It is safe for
-// concurrent use.
+// block that was merged there since must not be uploaded again. It also knows since
+// when nothing was deleted here. It is safe for concurrent use.
 type shipped struct {
 	path string
 
-	mu  sync.Mutex
-	ids map[ulid.ULID]struct{}
+	mu       sync.Mutex
+	uploads  map[ulid.ULID]upload
+	heldFrom int64 // ms; every sample taken here at or after it is still here
 }
 
-// shippedDisk is the format of shippedFile.
+// upload is what shippedFile says of one uploaded block.
+type upload struct {
+	// Time is when the upload ended, in ms.
+	Time int64 `json:"time_ms"`
+	// MaxTime is that of the block. A block that is not local any more is told by it.
+	MaxTime int64 `json:"max_ms"`
+}
+
+// shippedDisk is the format of shippedFile. HeldFrom and Uploads came later, and
+// releases without them drop them.
 type shippedDisk struct {
-	Version int         `json:"version"`
-	Blocks  []ulid.ULID `json:"blocks"`
+	Version  int                  `json:"version"`
+	Blocks   []ulid.ULID          `json:"blocks"`
+	HeldFrom *int64               `json:"held_from_ms,omitempty"`
+	Uploads  map[ulid.ULID]upload `json:"uploads,omitempty"`
 }
 
-func openShipped(dir string) (*shipped, error) {
-	s := &shipped{path: filepath.Join(dir, shippedFile), ids: map[ulid.ULID]struct{}{}}
+// openShipped reads the file in dir. now stands for the unknown time of an upload, and
+// gone is a time before which samples may have been deleted, for all that is known
+// without the file.
+func openShipped(dir string, now time.Time, gone int64) (*shipped, error) {
+	s := &shipped{path: filepath.Join(dir, shippedFile), uploads: map[ulid.ULID]upload{}, heldFrom: gone}
 	data, err := os.ReadFile(s.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return s, nil
@@ -47,46 +63,108 @@ func openShipped(dir string) (*shipped, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the list of uploaded blocks: %w", err)
 	}
-	var d shippedDisk
-	if err := json.Unmarshal(data, &d); err != nil {
+	d, err := decodeShipped(data)
+	if err != nil {
 		return nil, fmt.Errorf("decode %s (remove the file to upload all local blocks again): %w", s.path, err)
 	}
-	if d.Version != shippedVersion {
-		return nil, fmt.Errorf("%s has version %d, this build reads %d", s.path, d.Version, shippedVersion)
+	if d.HeldFrom != nil {
+		s.heldFrom = *d.HeldFrom
 	}
 	for _, id := range d.Blocks {
-		s.ids[id] = struct{}{}
+		up, known := d.Uploads[id]
+		if !known { // Written by a release that noted no more, and deleted who knows what.
+			up = upload{Time: now.UnixMilli(), MaxTime: math.MinInt64}
+			s.heldFrom = max(s.heldFrom, gone)
+		}
+		up.Time = min(up.Time, now.UnixMilli())
+		s.uploads[id] = up
+		if _, err := os.Stat(filepath.Join(dir, id.String())); errors.Is(err, fs.ErrNotExist) {
+			s.heldFrom = max(s.heldFrom, up.MaxTime)
+		}
 	}
 	return s, nil
+}
+
+func decodeShipped(data []byte) (shippedDisk, error) {
+	var d shippedDisk
+	if err := json.Unmarshal(data, &d); err != nil {
+		return d, err
+	}
+	if d.Version != shippedVersion {
+		return d, fmt.Errorf("it has version %d, this build reads %d", d.Version, shippedVersion)
+	}
+	return d, nil
 }
 
 func (s *shipped) has(id ulid.ULID) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	_, ok := s.ids[id]
+	_, ok := s.uploads[id]
 	return ok
 }
 
-// add records that id is in the bucket, and forgets the blocks that are not local any more.
-func (s *shipped) add(id ulid.ULID, local []*tsdb.Block) error {
+// since returns how long ago a block was uploaded; ok is false if it was not.
+func (s *shipped) since(id ulid.ULID, now time.Time) (d time.Duration, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	next := map[ulid.ULID]struct{}{id: {}}
+	up, ok := s.uploads[id]
+	return now.Sub(time.UnixMilli(up.Time)), ok
+}
+
+// from returns the time from which on all samples taken here are still here.
+func (s *shipped) from() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.heldFrom
+}
+
+// release notes that samples before maxTime are about to be deleted. It need not be
+// written down: the file lists the blocks that are not here any more.
+func (s *shipped) release(maxTime int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.heldFrom = max(s.heldFrom, maxTime)
+}
+
+// add records that block is in the bucket, and forgets those that are not local any more.
+func (s *shipped) add(block tsdb.BlockMeta, now time.Time, local []*tsdb.Block) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	next := map[ulid.ULID]upload{block.ULID: {Time: now.UnixMilli(), MaxTime: block.MaxTime}}
 	for _, b := range local {
-		if _, ok := s.ids[b.Meta().ULID]; ok {
-			next[b.Meta().ULID] = struct{}{}
+		meta := b.Meta()
+		if up, ok := s.uploads[meta.ULID]; ok {
+			up.MaxTime = meta.MaxTime
+			next[meta.ULID] = up
 		}
 	}
-	ids := slices.SortedFunc(maps.Keys(next), func(a, b ulid.ULID) int { return a.Compare(b) })
-	data, err := json.Marshal(shippedDisk{Version: shippedVersion, Blocks: ids})
+	if err := s.saveLocked(next); err != nil {
+		return fmt.Errorf("record the upload of block %s: %w", block.ULID, err)
+	}
+	s.uploads = next
+	return nil
+}
+
+// save writes down since when samples are held.
+func (s *shipped) save() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.saveLocked(s.uploads); err != nil {
+		return fmt.Errorf("record since when samples are held: %w", err)
+	}
+	return nil
+}
+
+func (s *shipped) saveLocked(uploads map[ulid.ULID]upload) error {
+	ids := slices.SortedFunc(maps.Keys(uploads), func(a, b ulid.ULID) int { return a.Compare(b) })
+	if ids == nil {
+		ids = []ulid.ULID{}
+	}
+	data, err := json.Marshal(shippedDisk{Version: shippedVersion, Blocks: ids, HeldFrom: &s.heldFrom, Uploads: uploads})
 	if err != nil {
 		return err
 	}
-	if err := writeFile(s.path, data); err != nil {
-		return fmt.Errorf("record the upload of block %s: %w", id, err)
-	}
-	s.ids = next
-	return nil
+	return writeFile(s.path, data)
 }
 
 // uploadTimeout ends an upload that hangs, so that it is tried again.
@@ -98,18 +176,35 @@ func (t *tenantDB) upload(ctx context.Context, dir string) error {
 	return t.ing.deps.Store.Upload(ctx, t.id, dir)
 }
 
-// deletable returns the blocks that were uploaded, that queries read from the
-// bucket, and that no late sample need be compared with any more.
+// deletable returns the blocks that were uploaded long enough ago, that queries read
+// from the bucket, and that no late sample need be compared with any more.
 func (t *tenantDB) deletable(db *tsdb.DB, blocks []*tsdb.Block) map[ulid.ULID]struct{} {
 	out := map[ulid.ULID]struct{}{}
+	now := t.ing.now()
 	for _, b := range blocks {
 		meta := b.Meta()
 		settled := t.retiring.Load() || meta.MaxTime <= t.oldestLate(db)
-		if settled && t.shipped.has(meta.ULID) && t.ing.deps.Visible(t.id, meta.ULID) {
+		age, uploaded := t.shipped.since(meta.ULID, now)
+		if settled && uploaded && age >= t.ing.deps.KeepUploaded && t.ing.deps.Visible(t.id, meta.ULID) {
 			out[meta.ULID] = struct{}{}
 		}
 	}
 	return out
+}
+
+// blocksToDelete is deletable for a TSDB that deletes what it is told.
+func (t *tenantDB) blocksToDelete(blocks []*tsdb.Block) map[ulid.ULID]struct{} {
+	if t.db == nil {
+		return nil // It is being opened.
+	}
+	doomed := t.deletable(t.db, blocks)
+	for _, b := range blocks {
+		meta := b.Meta()
+		if _, ok := doomed[meta.ULID]; ok {
+			t.shipped.release(meta.MaxTime) // Before it is gone: see holding.
+		}
+	}
+	return doomed
 }
 
 // shipHeld uploads the local blocks that the bucket lacks. use is held shared.
@@ -126,11 +221,11 @@ func (t *tenantDB) shipHeld(ctx context.Context, db *tsdb.DB) error {
 			continue // One block must not hold up the others.
 		}
 		t.ing.metrics.uploads.Inc()
-		if err := t.shipped.add(id, db.Blocks()); err != nil {
+		if err := t.shipped.add(b.Meta(), t.ing.now(), db.Blocks()); err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		t.ing.deps.Uploaded(t.id)
+		t.ing.deps.Uploaded(t.id, id)
 		t.log.Info("Uploaded a block", "block", id, "mint", b.MinTime(), "maxt", b.MaxTime(), "series", b.Meta().Stats.NumSeries, "samples", b.Meta().Stats.NumSamples)
 	}
 	return errors.Join(errs...)

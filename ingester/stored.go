@@ -79,59 +79,74 @@ func (p *pusher) lateSamples() error {
 	appended := map[seriesTime]point{} // in this pass, so not to be found in storage yet
 	p.t.ing.metrics.compared.Add(float64(len(p.t.app.late)))
 	for _, late := range p.t.app.late {
-		if err := p.find(late.series); err != nil {
-			return err // It was found in the first pass.
-		}
-		if err := p.resolve(late.series); err != nil {
-			return err
-		}
-		var (
-			st int64
-			x  point
-		)
-		if late.histogram {
-			h := p.b.Histograms[late.index]
-			st, x = h.ST, point{t: h.T, int: h.Int, float: h.Float}
-		} else {
-			s := p.b.Samples[late.index]
-			st, x = s.ST, point{t: s.T, v: s.V}
-		}
-		if err := x.validate(); err != nil {
-			p.reject(late.series, write.ReasonInvalidHistogram, err.Error)
+		if p.unknownSeries[late.series] {
 			continue
 		}
-		key := seriesTime{p.at().id, x.t}
-		known, ok := appended[key]
-		if !ok {
-			var err error
-			if known, ok, err = p.stored(x.t); err != nil {
-				return fmt.Errorf("compare a late sample with what is stored: %w", err)
-			}
+		if err := p.lateSample(late, appended); errors.Is(err, write.ErrNoLabels) {
+			p.unknown(late.series)
+		} else if err != nil {
+			return err
 		}
-		switch {
-		case ok && known.same(x.v, x.int, x.float):
-			p.t.ing.metrics.duplicates.Inc()
-			if late.histogram {
-				p.result.Written.Histograms++
-			} else {
-				p.result.Written.Samples++
-			}
-		case ok:
-			p.reject(late.series, write.ReasonDuplicateTimestamp, func() string {
-				return fmt.Sprintf("a sample with time %s and another value is stored already", formatTime(x.t))
-			})
-		case p.limits.OutOfOrderWindow == 0:
-			p.reject(late.series, write.ReasonOutOfOrder, func() string {
-				return fmt.Sprintf("the sample's time %s is not after the newest of its series, and out_of_order_window of tenant %s is 0", formatTime(x.t), p.t.id)
-			})
-		default:
-			before := p.result.Written
-			if err := p.append(late.series, st, x.t, x.v, x.int, x.float); err != nil {
-				return err
-			}
-			if p.result.Written != before {
-				appended[key] = x
-			}
+	}
+	return nil
+}
+
+// lateSample does so for one. appended has the samples of this pass so far.
+func (p *pusher) lateSample(late lateSample, appended map[seriesTime]point) error {
+	if err := p.find(late.series); err != nil {
+		return err // It was found in the first pass.
+	}
+	if err := p.resolveKnown(late.series); err != nil {
+		return err
+	}
+	var (
+		st  int64
+		x   point
+		who = write.Item{Kind: write.KindSample, Index: late.index}
+	)
+	if late.histogram {
+		h := p.b.Histograms[late.index]
+		st, x = h.ST, point{t: h.T, int: h.Int, float: h.Float}
+		who.Kind = write.KindHistogram
+	} else {
+		s := p.b.Samples[late.index]
+		st, x = s.ST, point{t: s.T, v: s.V}
+	}
+	if err := x.validate(); err != nil {
+		p.reject(late.series, who, write.ReasonInvalidHistogram, err.Error)
+		return nil
+	}
+	key := seriesTime{p.at().id, x.t}
+	known, ok := appended[key]
+	if !ok {
+		var err error
+		if known, ok, err = p.stored(x.t); err != nil {
+			return fmt.Errorf("compare a late sample with what is stored: %w", err)
+		}
+	}
+	switch {
+	case ok && known.same(x.v, x.int, x.float):
+		p.t.ing.metrics.duplicates.Inc()
+		if late.histogram {
+			p.result.Written.Histograms++
+		} else {
+			p.result.Written.Samples++
+		}
+	case ok:
+		p.reject(late.series, who, write.ReasonDuplicateTimestamp, func() string {
+			return fmt.Sprintf("a sample with time %s and another value is stored already", formatTime(x.t))
+		})
+	case p.limits.OutOfOrderWindow == 0:
+		p.reject(late.series, who, write.ReasonOutOfOrder, func() string {
+			return fmt.Sprintf("the sample's time %s is not after the newest of its series, and out_of_order_window of tenant %s is 0", formatTime(x.t), p.t.id)
+		})
+	default:
+		before := p.result.Written
+		if err := p.append(late.series, late.index, st, x.t, x.v, x.int, x.float); err != nil {
+			return err
+		}
+		if p.result.Written != before {
+			appended[key] = x
 		}
 	}
 	return nil

@@ -12,7 +12,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/oklog/ulid/v2"
 	"github.com/prometheus/prometheus/tsdb"
 	"github.com/prometheus/prometheus/tsdb/chunkenc"
 	"github.com/prometheus/prometheus/util/compression"
@@ -51,9 +50,17 @@ type tenantDB struct {
 	gate    *gate
 	meta    *metadataStore
 	shipped *shipped
-	openErr error     // why db is nil, if opening failed
-	retryAt time.Time // when opening is tried again
-	retired bool      // never to be opened again: another tenantDB takes over, or none
+	// placements is nil outside of a cluster.
+	placements *placements
+	openErr    error     // why db is nil, if opening failed
+	retryAt    time.Time // when opening is tried again
+	retired    bool      // never to be opened again: another tenantDB takes over, or none
+	// dormant says that the TSDB was closed because nothing is held, and that the
+	// tenant is kept for its placements.
+	dormant bool
+
+	// held is for those who must not wait for use. It is set once the TSDB was open.
+	held atomic.Pointer[held]
 
 	// appending is held by the one push, or the one cut of everything, at a time.
 	// It is what makes retries idempotent (no two pushes race to store the same
@@ -106,6 +113,7 @@ func (t *tenantDB) openLocked() error {
 	t.lateLogFailed.Store(false)
 	t.retiring.Store(false)
 	t.lastPush.Store(now.UnixNano())
+	t.dormant = false
 	return nil
 }
 
@@ -120,12 +128,12 @@ func (t *tenantDB) openNewLocked() error {
 	if err != nil {
 		return err
 	}
-	sh, err := openShipped(t.dir)
+	sh, pl, err := t.openHeld()
 	if err != nil {
 		return err
 	}
 	g := &gate{id: t.id, limits: t.ing.deps.Limits, caps: t.ing.caps}
-	db, err := tsdb.Open(t.dir, slog.New(quiet{t.log.Handler(), t.overheard}), nil, t.options(g, sh), nil)
+	db, err := tsdb.Open(t.dir, slog.New(quiet{t.log.Handler(), t.overheard}), nil, t.options(g), nil)
 	if err != nil {
 		g.release()
 		return err
@@ -133,12 +141,31 @@ func (t *tenantDB) openNewLocked() error {
 	db.DisableCompactions() // We drive them: see maintain.
 	g.open.Store(true)
 	g.created.Store(0)
-	t.db, t.gate, t.meta, t.shipped = db, g, meta, sh
+	t.db, t.gate, t.meta, t.shipped, t.placements = db, g, meta, sh, pl
+	t.held.Store(&held{shipped: sh, placements: pl})
 	t.app = newAppendState()
 	return nil
 }
 
-func (t *tenantDB) options(g *gate, sh *shipped) *tsdb.Options {
+// openHeld opens what says what is held.
+func (t *tenantDB) openHeld() (*shipped, *placements, error) {
+	now := t.ing.now()
+	sh, err := openShipped(t.dir, now, t.ing.releasedUntil.Load())
+	if err != nil {
+		return nil, nil, err
+	}
+	self := t.ing.self.Load()
+	if self == nil {
+		return sh, nil, noteAlone(t.dir)
+	}
+	pl, err := openPlacements(t.dir, now, self.alone)
+	if err != nil {
+		return nil, nil, err
+	}
+	return sh, pl, sh.save()
+}
+
+func (t *tenantDB) options(g *gate) *tsdb.Options {
 	limits := t.ing.deps.Limits(t.id)
 	o := tsdb.DefaultOptions()
 	o.MinBlockDuration = blockRange.Milliseconds()
@@ -166,12 +193,7 @@ func (t *tenantDB) options(g *gate, sh *shipped) *tsdb.Options {
 	// The TSDB's own timer writes chunks out whether or not the disk is full, and
 	// gives up on the process if it is. maintain does its work instead.
 	o.BlockReloadInterval = math.MaxInt64
-	o.BlocksToDelete = func(blocks []*tsdb.Block) map[ulid.ULID]struct{} {
-		if t.db == nil {
-			return nil // It is being opened.
-		}
-		return t.deletable(t.db, blocks)
-	}
+	o.BlocksToDelete = t.blocksToDelete
 	return o
 }
 
@@ -245,7 +267,7 @@ func (t *tenantDB) maintain(ctx context.Context) error {
 	}
 	db, release, err := t.acquire()
 	if errors.Is(err, errClosed) {
-		return nil
+		return t.forgetDormant()
 	}
 	if err != nil {
 		return err
@@ -257,7 +279,7 @@ func (t *tenantDB) maintain(ctx context.Context) error {
 	idle := t.ing.now().Sub(time.Unix(0, t.lastPush.Load())) >= t.ing.cfg.IdleTimeout
 	t.retiring.Store(idle)
 	// What relieves the disk goes on when it is full: uploads and deletions.
-	err = errors.Join(t.cut(ctx, db, idle), t.shipHeld(ctx, db), t.meta.save(), t.deleteShipped(ctx, db))
+	err = errors.Join(t.cut(ctx, db, idle), t.shipHeld(ctx, db), t.meta.save(), t.deleteShipped(ctx, db), t.tidyPlacements(db))
 	release()
 	if err == nil && idle {
 		err = t.retire()
@@ -310,12 +332,39 @@ func (t *tenantDB) retire() error {
 	if t.db == nil || headHasSamples(t.db) || len(t.db.Blocks()) > 0 {
 		return nil
 	}
-	t.retired = true
+	// Its placements stay known for a while, since other members may not have
+	// uploaded what was written under them.
+	t.dormant = t.placements != nil && !t.placements.empty()
+	t.retired = !t.dormant
 	if err := t.closeLocked(); err != nil {
+		t.retired = true
 		t.ing.forget(t) // The next write opens what is in its folder.
 		return err
 	}
 	t.log.Info("Closed an idle tenant; all its samples are read from the bucket")
+	if t.dormant {
+		return nil
+	}
+	return t.ing.remove(t)
+}
+
+// forgetDormant removes a tenant that holds nothing and that no placement is
+// remembered for any more.
+func (t *tenantDB) forgetDormant() error {
+	if !t.use.TryLock() {
+		return nil
+	}
+	defer t.use.Unlock()
+	if t.db != nil || !t.dormant || t.retired {
+		return nil
+	}
+	if err := t.placements.tidy(t.ing.now(), math.MinInt64, func(int64) bool { return true }); err != nil {
+		return err
+	}
+	if !t.placements.empty() {
+		return nil
+	}
+	t.retired = true
 	return t.ing.remove(t)
 }
 

@@ -63,7 +63,7 @@ func start(t *testing.T, idle time.Duration) *stack {
 		Store:    store,
 		Limits:   limitsOf,
 		Visible:  func(id tenant.ID, block ulid.ULID) bool { return q.Load().Visible(id, block) },
-		Uploaded: func(id tenant.ID) { q.Load().BlocksUploaded(id) },
+		Uploaded: func(id tenant.ID, _ ulid.ULID) { q.Load().BlocksUploaded(id) },
 	})
 	require.NoError(t, err)
 	qcfg := querier.Default()

@@ -1,0 +1,313 @@
+package ingester
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+
+	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/storage"
+	"github.com/prometheus/prometheus/tsdb/chunks"
+	"github.com/prometheus/prometheus/util/annotations"
+	"google.golang.org/grpc"
+
+	"github.com/hundredfold/hundredfold/internal/frame"
+	"github.com/hundredfold/hundredfold/internal/tenant"
+	"github.com/hundredfold/hundredfold/internal/wire"
+	queryv1 "github.com/hundredfold/hundredfold/proto/query/v1"
+)
+
+// selectFrameBytes is the size from which a frame of series is sent. One series is
+// never split, so a frame may be larger.
+const selectFrameBytes = 1 << 20
+
+var errRange = errors.New("the range ends before it begins")
+
+// recentServer is the RecentService.
+type recentServer struct {
+	queryv1.UnimplementedRecentServiceServer
+
+	ing *Ingester
+}
+
+// subject is what a request is about.
+type subject struct {
+	tenant   tenant.ID
+	db       *tenantDB // nil if nothing of the tenant is held
+	matchers []*labels.Matcher
+}
+
+func (s *recentServer) subject(id string, matchers []*queryv1.Matcher) (subject, error) {
+	parsed, err := tenant.Parse(id)
+	if err != nil {
+		return subject{}, err
+	}
+	ms, err := wire.MatchersFromProto(matchers)
+	if err != nil {
+		return subject{}, err
+	}
+	return subject{tenant: parsed, db: s.ing.lookup(parsed), matchers: ms}, nil
+}
+
+// Select implements queryv1.RecentServiceServer.
+func (s *recentServer) Select(req *queryv1.SelectRequest, stream grpc.ServerStreamingServer[queryv1.SelectResponse]) error {
+	return wire.GRPCError(s.selectSeries(req, stream))
+}
+
+func (s *recentServer) selectSeries(req *queryv1.SelectRequest, stream grpc.ServerStreamingServer[queryv1.SelectResponse]) (err error) {
+	about, err := s.subject(req.GetTenant(), req.GetMatchers())
+	if err != nil {
+		return err
+	}
+	if req.GetMinMs() > req.GetMaxMs() {
+		return wire.Invalid(errRange)
+	}
+	out := selectStream{stream: stream, limit: math.MaxInt, sent: func(n int) { s.ing.metrics.sentBytes.Add(float64(n)) }}
+	if req.GetLimit() > 0 {
+		out.limit = int(req.GetLimit())
+	}
+	hints := &storage.SelectHints{
+		Start: req.GetMinMs(), End: req.GetMaxMs(), Limit: int(req.GetLimit()),
+		ShardIndex: req.GetShardIndex(), ShardCount: req.GetShardCount(),
+		// A chunk that reaches beyond the range is sent as it is: the same bytes from
+		// every replica.
+		DisableTrimming: true,
+	}
+	if about.db == nil {
+		return out.holding(s.ing.holding(nil))
+	}
+	if req.GetLabelsOnly() {
+		hints.Func = "series" // Prometheus's way to say that no samples are wanted.
+		q, err := about.db.querier(hints.Start, hints.End)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, q.Close()) }()
+		if err := out.holding(s.ing.holding(about.db)); err != nil {
+			return err
+		}
+		set := q.Select(stream.Context(), true, hints, about.matchers...)
+		return out.all(set, func() error { return out.add(set.At().Labels(), nil) })
+	}
+	q, err := about.db.chunkQuerier(hints.Start, hints.End)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, q.Close()) }()
+	if err := out.holding(s.ing.holding(about.db)); err != nil {
+		return err
+	}
+	set := q.Select(stream.Context(), true, hints, about.matchers...)
+	return out.all(set, func() error { return out.chunkSeries(set.At()) })
+}
+
+// selectStream sends series in frames.
+type selectStream struct {
+	stream grpc.ServerStreamingServer[queryv1.SelectResponse]
+	limit  int // of the series
+	sent   func(bytes int)
+
+	writer frame.SelectWriter
+	series int
+	chunks []chunks.Meta
+	iter   chunks.Iterator
+}
+
+func (s *selectStream) holding(h wire.Holding) error {
+	return s.stream.Send(&queryv1.SelectResponse{Holding: wire.HoldingToProto(h)})
+}
+
+// seriesSet is what sets of series and of chunk series have in common.
+type seriesSet interface {
+	Next() bool
+	Err() error
+	Warnings() annotations.Annotations
+}
+
+// all calls add for each series of set, up to the limit, and sends what is left.
+func (s *selectStream) all(set seriesSet, add func() error) error {
+	ctx := s.stream.Context()
+	for s.series < s.limit && set.Next() {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := add(); err != nil {
+			return err
+		}
+	}
+	if err := set.Err(); err != nil {
+		return err
+	}
+	last := &queryv1.SelectResponse{Frame: s.writer.Bytes()}
+	for _, warning := range set.Warnings().AsErrors() {
+		last.Warnings = append(last.Warnings, warning.Error())
+	}
+	if len(last.GetFrame()) == 0 && len(last.GetWarnings()) == 0 {
+		return nil
+	}
+	return s.send(last)
+}
+
+// chunkSeries adds a series with its chunks. They are encoded: what is stored so that it
+// has to be encoded first, as out-of-order samples in memory, the TSDB encodes, and it
+// copies the chunk that is appended to.
+func (s *selectStream) chunkSeries(series storage.ChunkSeries) error {
+	s.chunks = s.chunks[:0]
+	s.iter = series.Iterator(s.iter)
+	for s.iter.Next() {
+		meta := s.iter.At()
+		if meta.Chunk.NumSamples() == 0 {
+			continue
+		}
+		s.chunks = append(s.chunks, meta)
+	}
+	if err := s.iter.Err(); err != nil {
+		return fmt.Errorf("chunks of series %s: %w", series.Labels(), err)
+	}
+	if len(s.chunks) == 0 {
+		return nil
+	}
+	return s.add(series.Labels(), s.chunks)
+}
+
+// add adds a series to the frame, which is sent once it is large enough.
+func (s *selectStream) add(ls labels.Labels, metas []chunks.Meta) error {
+	s.series++
+	if err := s.writer.Add(ls, metas); err != nil {
+		return err
+	}
+	if s.writer.Len() < selectFrameBytes {
+		return nil
+	}
+	return s.send(&queryv1.SelectResponse{Frame: s.writer.Bytes()})
+}
+
+// send sends a message; the frame in it is encoded when it returns.
+func (s *selectStream) send(m *queryv1.SelectResponse) error {
+	if err := s.stream.Send(m); err != nil {
+		return err
+	}
+	s.sent(len(m.GetFrame()))
+	s.writer.Reset()
+	return nil
+}
+
+// Labels implements queryv1.RecentServiceServer.
+func (s *recentServer) Labels(ctx context.Context, req *queryv1.LabelsRequest) (*queryv1.LabelsResponse, error) {
+	resp, err := s.labels(ctx, req)
+	return resp, wire.GRPCError(err)
+}
+
+func (s *recentServer) labels(ctx context.Context, req *queryv1.LabelsRequest) (resp *queryv1.LabelsResponse, err error) {
+	about, err := s.subject(req.GetTenant(), req.GetMatchers())
+	if err != nil {
+		return nil, err
+	}
+	if req.GetMinMs() > req.GetMaxMs() {
+		return nil, wire.Invalid(errRange)
+	}
+	if about.db == nil {
+		return &queryv1.LabelsResponse{Holding: wire.HoldingToProto(s.ing.holding(nil))}, nil
+	}
+	q, err := about.db.querier(req.GetMinMs(), req.GetMaxMs())
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, q.Close()) }()
+	resp = &queryv1.LabelsResponse{Holding: wire.HoldingToProto(s.ing.holding(about.db))}
+	hints := &storage.LabelHints{Limit: int(req.GetLimit())}
+	var warnings annotations.Annotations
+	if req.GetName() == "" {
+		resp.Values, warnings, err = q.LabelNames(ctx, hints, about.matchers...)
+	} else {
+		resp.Values, warnings, err = q.LabelValues(ctx, req.GetName(), hints, about.matchers...)
+	}
+	if limit := int(req.GetLimit()); limit > 0 && len(resp.GetValues()) > limit {
+		resp.Values = resp.GetValues()[:limit]
+	}
+	for _, warning := range warnings.AsErrors() {
+		resp.Warnings = append(resp.Warnings, warning.Error())
+	}
+	return resp, err
+}
+
+// Exemplars implements queryv1.RecentServiceServer.
+func (s *recentServer) Exemplars(ctx context.Context, req *queryv1.ExemplarsRequest) (*queryv1.ExemplarsResponse, error) {
+	resp, err := s.exemplars(ctx, req)
+	return resp, wire.GRPCError(err)
+}
+
+func (s *recentServer) exemplars(ctx context.Context, req *queryv1.ExemplarsRequest) (*queryv1.ExemplarsResponse, error) {
+	about, err := s.subject(req.GetTenant(), nil)
+	if err != nil {
+		return nil, err
+	}
+	selectors, err := wire.SelectorsFromProto(req.GetSelectors())
+	if err != nil {
+		return nil, err
+	}
+	resp := &queryv1.ExemplarsResponse{}
+	if about.db != nil {
+		q, err := about.db.exemplarQuerier(ctx)
+		if err != nil {
+			return nil, err
+		}
+		found, err := q.Select(req.GetMinMs(), req.GetMaxMs(), selectors...)
+		if err != nil {
+			return nil, err
+		}
+		resp.Series = wire.ExemplarsToProto(found)
+	}
+	resp.Holding = wire.HoldingToProto(s.ing.holding(about.db))
+	return resp, nil
+}
+
+// Metadata implements queryv1.RecentServiceServer.
+func (s *recentServer) Metadata(_ context.Context, req *queryv1.MetadataRequest) (*queryv1.MetadataResponse, error) {
+	about, err := s.subject(req.GetTenant(), nil)
+	if err != nil {
+		return nil, wire.GRPCError(err)
+	}
+	resp := &queryv1.MetadataResponse{}
+	if about.db != nil {
+		resp.Metadata = wire.MetadataToProto(about.db.metadataOf(req.GetMetric()))
+	}
+	resp.Holding = wire.HoldingToProto(s.ing.holding(about.db))
+	return resp, nil
+}
+
+// Stats implements queryv1.RecentServiceServer.
+func (s *recentServer) Stats(_ context.Context, req *queryv1.StatsRequest) (*queryv1.StatsResponse, error) {
+	about, err := s.subject(req.GetTenant(), nil)
+	if err != nil {
+		return nil, wire.GRPCError(err)
+	}
+	resp := &queryv1.StatsResponse{}
+	if about.db != nil {
+		if stats, ok := about.db.stats(req.GetLabel(), int(req.GetLimit())); ok {
+			resp = wire.StatsToProto(stats)
+		}
+	}
+	resp.Holding = wire.HoldingToProto(s.ing.holding(about.db))
+	return resp, nil
+}
+
+// Placements implements queryv1.RecentServiceServer. What is not known is left out.
+func (s *recentServer) Placements(_ context.Context, req *queryv1.PlacementsRequest) (*queryv1.PlacementsResponse, error) {
+	resp := &queryv1.PlacementsResponse{}
+	tenants := s.ing.all()
+	for _, hash := range req.GetHashes() {
+		for _, t := range tenants {
+			held := t.held.Load()
+			if held == nil || held.placements == nil {
+				continue
+			}
+			if p := held.placements.find(hash); p != nil {
+				resp.Definitions = append(resp.Definitions, p.Encode(nil))
+				break
+			}
+		}
+	}
+	return resp, nil
+}
