@@ -9,12 +9,20 @@
 //	<tenant>/<ULID>/deletion-mark.json    the block will be deleted: when it was decided, and why
 //	<tenant>/<ULID>/no-compact-mark.json  the compactor leaves the block alone: since when, and why
 //
+// What concerns the cluster and not a tenant's data lies below names that no tenant
+// can have:
+//
+//	~cluster.json                         whose bucket it is, and the seed of identities
+//	~visits/<tenant>.json                 the compactor that works on the tenant's blocks
+//	~copied/<tenant>.json                 the blocks that came here from a previous bucket
+//
 // Everything but the marks is immutable. meta.json is uploaded last and deleted
 // first, so a block is seen whole or not at all whatever fails in between; what
 // lies there without meta.json is a partial block, which readers ignore.
 //
 // The bucket is a directory (type filesystem: crash-safe, see Filesystem) or
-// S3-compatible (type s3). The package decides nothing: which blocks to compact,
+// S3-compatible (type s3). Beside it a previous bucket may be read, whose blocks
+// CopyPrevious brings over. The package decides nothing: which blocks to compact,
 // to mark or to delete is the compactor's business, which to read the querier's.
 package blockstore
 
@@ -61,6 +69,12 @@ type Store struct {
 	local  localBucket // nil if the bucket is not on this machine
 	logger *slog.Logger
 
+	// previous is only ever read; nil if there is none.
+	previous *Store
+	// remaining returns how many blocks are yet to be copied; its first call registers
+	// it, so that no process says 0 before it has looked.
+	remaining func() prometheus.Gauge
+
 	// mu guards the metas and marks read so far. It is never held across I/O, and
 	// the inner maps are replaced, never changed.
 	mu struct {
@@ -75,28 +89,45 @@ func Open(cfg Config, logger *slog.Logger, reg prometheus.Registerer) (*Store, e
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
+	store, err := open(cfg, OpenFilesystem, "", logger, reg)
+	if err != nil {
+		return nil, fmt.Errorf("open bucket: %w", err)
+	}
+	if cfg.Previous == nil {
+		return store, nil
+	}
+	previous, err := open(*cfg.Previous, openExisting, "previous ", logger, reg)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open bucket.previous: %w", err), store.Close())
+	}
+	store.follow(previous, reg)
+	return store, nil
+}
+
+// open opens one bucket. label goes before its name in metrics.
+func open(cfg Config, filesystem func(dir string) (*Filesystem, error), label string, logger *slog.Logger, reg prometheus.Registerer) (*Store, error) {
 	var (
 		bucket objstore.Bucket
 		local  localBucket
 	)
 	switch cfg.Type {
 	case TypeFilesystem:
-		fs, err := OpenFilesystem(cfg.Filesystem.Directory)
+		fs, err := filesystem(cfg.Filesystem.Directory)
 		if err != nil {
-			return nil, fmt.Errorf("open bucket: %w", err)
+			return nil, err
 		}
 		bucket, local = fs, fs
 	case TypeS3:
 		s3, err := openS3(cfg.S3, logger)
 		if err != nil {
-			return nil, fmt.Errorf("open bucket: %w", err)
+			return nil, err
 		}
 		bucket = s3
 	}
 	if reg != nil {
 		prefixed := prometheus.WrapRegistererWithPrefix("hundredfold_", reg)
 		// That an object is absent is an answer, not a failure of the bucket.
-		bucket = objstore.WrapWithMetrics(bucket, prefixed, bucket.Name()).WithExpectedErrs(bucket.IsObjNotFoundErr)
+		bucket = objstore.WrapWithMetrics(bucket, prefixed, label+bucket.Name()).WithExpectedErrs(bucket.IsObjNotFoundErr)
 	}
 	store := New(bucket, logger)
 	store.local = local
@@ -123,15 +154,23 @@ func New(bucket objstore.Bucket, logger *slog.Logger) *Store {
 // not whole. The directory belongs to the bucket: nothing may be written to it,
 // and it may be unlinked at any time (open files stay readable).
 func (s *Store) LocalDir(id tenant.ID, block ulid.ULID) (dir string, ok bool) {
-	if s.local == nil {
-		return "", false
+	if s.local != nil {
+		dir = s.local.LocalPath(blockPrefix(id, block))
+		if _, err := os.Stat(filepath.Join(dir, metaFile)); err == nil {
+			return dir, true
+		}
 	}
-	dir = s.local.LocalPath(blockPrefix(id, block))
-	if _, err := os.Stat(filepath.Join(dir, metaFile)); err != nil {
-		return "", false
+	if s.previous != nil {
+		return s.previous.LocalDir(id, block)
 	}
-	return dir, true
+	return "", false
 }
 
-// Close releases the bucket.
-func (s *Store) Close() error { return s.bucket.Close() }
+// Close releases the bucket, and the previous one.
+func (s *Store) Close() error {
+	err := s.bucket.Close()
+	if s.previous != nil {
+		err = errors.Join(err, s.previous.Close())
+	}
+	return err
+}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"strings"
 )
 
@@ -24,6 +25,9 @@ type Config struct {
 	Filesystem FilesystemConfig `yaml:"filesystem"`
 	// S3 is used with type s3.
 	S3 S3Config `yaml:"s3"`
+	// Previous is where blocks were kept before. They are read from there until they
+	// have been copied; nothing is written there. It has no Previous of its own.
+	Previous *Config `yaml:"previous,omitempty"`
 }
 
 // FilesystemConfig describes a bucket in a directory of this machine.
@@ -56,36 +60,59 @@ func Default() Config {
 
 // Validate reports all faults of c, each with its key and value.
 func (c Config) Validate() error {
+	err := c.validate("bucket")
+	if c.Previous == nil {
+		return err
+	}
+	switch {
+	case c.Previous.Previous != nil:
+		err = errors.Join(err, errors.New("bucket.previous.previous: blocks can be brought from one previous bucket at a time; wait until those of the older one are copied"))
+	case c.Previous.place() == c.place():
+		err = errors.Join(err, errors.New("bucket.previous: it is the bucket itself"))
+	}
+	return errors.Join(err, c.Previous.validate("bucket.previous"))
+}
+
+// validate reports the faults of the bucket at key.
+func (c Config) validate(key string) error {
 	switch c.Type {
 	case TypeFilesystem:
 		if c.Filesystem.Directory == "" {
-			return errors.New("bucket.filesystem.directory: it is empty; name the directory that holds the blocks")
+			return fmt.Errorf("%s.filesystem.directory: it is empty; name the directory that holds the blocks", key)
 		}
 		return nil
 	case TypeS3:
-		return c.S3.validate()
+		return c.S3.validate(key + ".s3")
 	default:
-		return fmt.Errorf("bucket.type: %q is neither %q nor %q", c.Type, TypeFilesystem, TypeS3)
+		return fmt.Errorf("%s.type: %q is neither %q nor %q", key, c.Type, TypeFilesystem, TypeS3)
 	}
 }
 
-func (c S3Config) validate() error {
+// place tells buckets apart.
+func (c Config) place() string {
+	if c.Type == TypeFilesystem {
+		return "filesystem " + filepath.Clean(c.Filesystem.Directory)
+	}
+	return fmt.Sprintf("%s %s/%s", c.Type, c.S3.Endpoint, c.S3.Bucket)
+}
+
+func (c S3Config) validate(key string) error {
 	var errs []error
 	if c.Endpoint == "" {
-		errs = append(errs, errors.New("bucket.s3.endpoint: it is empty; give host or host:port"))
+		errs = append(errs, fmt.Errorf("%s.endpoint: it is empty; give host or host:port", key))
 	}
 	if scheme, host, ok := strings.Cut(c.Endpoint, "://"); ok {
 		hint := ""
 		if scheme == "http" {
-			hint = ", and bucket.s3.insecure: true for HTTP"
+			hint = ", and " + key + ".insecure: true for HTTP"
 		}
-		errs = append(errs, fmt.Errorf("bucket.s3.endpoint: %q has a scheme; write %q%s", c.Endpoint, host, hint))
+		errs = append(errs, fmt.Errorf("%s.endpoint: %q has a scheme; write %q%s", key, c.Endpoint, host, hint))
 	}
 	if c.Bucket == "" {
-		errs = append(errs, errors.New("bucket.s3.bucket: it is empty; name an existing bucket"))
+		errs = append(errs, fmt.Errorf("%s.bucket: it is empty; name an existing bucket", key))
 	}
 	if (c.AccessKey == "") != (c.SecretKey == "") {
-		errs = append(errs, errors.New("bucket.s3.access_key and bucket.s3.secret_key: only one of them is set; set both or none"))
+		errs = append(errs, fmt.Errorf("%s.access_key and %s.secret_key: only one of them is set; set both or none", key, key))
 	}
 	return errors.Join(errs...)
 }

@@ -20,6 +20,10 @@ func TestConfigurationReportsAllFaults(t *testing.T) {
 		{"a filesystem without a directory", Config{Type: TypeFilesystem}, []string{"bucket.filesystem.directory"}},
 		{"an empty S3", Config{Type: TypeS3}, []string{"bucket.s3.endpoint", "bucket.s3.bucket"}},
 		{"half a credential", Config{Type: TypeS3, S3: S3Config{Endpoint: "e", Bucket: "b", AccessKey: "a"}}, []string{"bucket.s3.secret_key"}},
+		{"a previous bucket", Config{Type: TypeS3, S3: S3Config{Endpoint: "e", Bucket: "b"}, Previous: &Config{Type: TypeFilesystem, Filesystem: FilesystemConfig{Directory: "d"}}}, nil},
+		{"a faulty previous bucket", Config{Type: TypeS3, Previous: &Config{Type: TypeS3}}, []string{"bucket.s3.endpoint", "bucket.previous.s3.endpoint"}},
+		{"a previous bucket of the previous one", Config{Type: TypeFilesystem, Filesystem: FilesystemConfig{Directory: "a"}, Previous: &Config{Previous: &Config{}}}, []string{"bucket.previous.previous", "bucket.previous.type"}},
+		{"the bucket itself as the previous one", Config{Type: TypeFilesystem, Filesystem: FilesystemConfig{Directory: "a"}, Previous: &Config{Type: TypeFilesystem, Filesystem: FilesystemConfig{Directory: "./a/"}}}, []string{"it is the bucket itself"}},
 		{"S3 with the credentials of the environment", Config{Type: TypeS3, S3: S3Config{Endpoint: "e", Bucket: "b"}}, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {

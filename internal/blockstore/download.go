@@ -28,7 +28,11 @@ func (s *Store) Download(ctx context.Context, id tenant.ID, block ulid.ULID, dst
 	if _, err := os.Stat(dst); err == nil {
 		return nil
 	}
-	if err := s.download(ctx, id, block, dst); err != nil {
+	err := s.download(ctx, id, block, dst)
+	if errors.Is(err, ErrBlockNotFound) && s.previous != nil {
+		err = s.previous.download(ctx, id, block, dst)
+	}
+	if err != nil {
 		return fmt.Errorf("download block %s of tenant %s: %w", block, id, err)
 	}
 	return nil

@@ -87,6 +87,26 @@ func OpenFilesystem(dir string) (*Filesystem, error) {
 	return b, nil
 }
 
+// openExisting opens the bucket in dir to read from it. Nothing is written there.
+func openExisting(dir string) (*Filesystem, error) {
+	info, err := os.Stat(dir)
+	if err == nil && !info.IsDir() {
+		err = fmt.Errorf("%s is no directory", dir)
+	}
+	if err != nil {
+		return nil, err
+	}
+	inner, err := filesystem.NewBucket(dir)
+	if err != nil {
+		return nil, fmt.Errorf("bucket directory %s: %w", dir, err)
+	}
+	root, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, fmt.Errorf("bucket directory %s: %w", dir, err)
+	}
+	return &Filesystem{Bucket: inner, root: root, disk: realDisk()}, nil
+}
+
 // createTemporary creates a file for writing and locks it, for as long as it is
 // open, so that no other process takes it for an abandoned one.
 func createTemporary(path string) (*os.File, error) {

@@ -18,6 +18,19 @@ const (
 	noCompactMarkFile = "no-compact-mark.json"
 )
 
+// The names outside of all tenants: '~' is not allowed in a tenant's name.
+const (
+	identityKey  = "~cluster.json"
+	visitPrefix  = "~visits"
+	copiedPrefix = "~copied"
+)
+
+// visitKey returns the name of the object that says who works on a tenant's blocks.
+func visitKey(id tenant.ID) string { return visitPrefix + "/" + string(id) + ".json" }
+
+// copiedKey returns the name of the list of a tenant's blocks that were copied here.
+func copiedKey(id tenant.ID) string { return copiedPrefix + "/" + string(id) + ".json" }
+
 // blockPrefix returns the prefix of all objects of a block, without a slash at its end.
 func blockPrefix(id tenant.ID, block ulid.ULID) string {
 	return string(id) + "/" + block.String()

@@ -33,6 +33,9 @@ type Block struct {
 	Meta      tsdb.BlockMeta
 	Deletion  *DeletionMark  // nil: the block is to stay
 	NoCompact *NoCompactMark // nil: the block may be compacted
+	// Previous says that the block is in the previous bucket only: it can be read, but
+	// neither marked nor deleted.
+	Previous bool
 }
 
 // Partial is what is known of a block that cannot be used.
@@ -49,9 +52,16 @@ type Partial struct {
 	Marked bool
 }
 
-// Tenants lists the tenants that have objects in the bucket, in order of name.
+// Tenants lists the tenants that have objects in the bucket, or in the previous one,
+// in order of name.
 func (s *Store) Tenants(ctx context.Context) ([]tenant.ID, error) {
 	var ids []tenant.ID
+	if s.previous != nil {
+		var err error
+		if ids, err = s.previous.Tenants(ctx); err != nil {
+			return nil, fmt.Errorf("the previous bucket: %w", err)
+		}
+	}
 	err := s.bucket.Iter(ctx, "", func(name string) error {
 		dir, isDir := strings.CutSuffix(name, objstore.DirDelim)
 		if id, err := tenant.Parse(dir); isDir && err == nil {
@@ -63,13 +73,28 @@ func (s *Store) Tenants(ctx context.Context) ([]tenant.ID, error) {
 		return nil, fmt.Errorf("list tenants in the bucket: %w", err)
 	}
 	slices.Sort(ids)
-	return ids, nil
+	return slices.Compact(ids), nil
 }
 
 // Blocks lists the blocks of a tenant. partial are those that cannot be used: without
 // meta.json, or with one that cannot be understood; see Partial. Metas and marks
 // are read once and remembered. An error means that the list would have gaps.
+//
+// Blocks that are in the previous bucket only are among blocks. One that is being
+// copied is there and in partial.
 func (s *Store) Blocks(ctx context.Context, id tenant.ID) (blocks map[ulid.ULID]Block, partial []ulid.ULID, err error) {
+	if s.previous == nil {
+		return s.list(ctx, id)
+	}
+	both, err := s.survey(ctx, id)
+	if err != nil {
+		return nil, nil, err
+	}
+	return both.union(), both.partial, nil
+}
+
+// list lists the blocks of a tenant in this bucket alone.
+func (s *Store) list(ctx context.Context, id tenant.ID) (blocks map[ulid.ULID]Block, partial []ulid.ULID, err error) {
 	found := make(map[ulid.ULID]files)
 	err = s.bucket.Iter(ctx, string(id), func(name string) error {
 		if _, block, file, ok := parseKey(name); ok {

@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 
 	"github.com/oklog/ulid/v2"
+	"github.com/thanos-io/objstore"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/hundredfold/hundredfold/internal/tenant"
@@ -18,11 +20,12 @@ import (
 // transfers bounds the files of one block that are copied at once.
 const transfers = 4
 
-// localFile is a file of a block on this machine.
-type localFile struct {
+// sourceFile is a file of a block that is to be in the bucket.
+type sourceFile struct {
 	name string // relative to the block, with slashes
-	path string
 	size int64
+	path string // of the file on this machine, "" if it is elsewhere
+	open func(context.Context) (io.ReadCloser, error)
 }
 
 // Upload copies the block in dir, whose last element is its ULID, into the bucket.
@@ -41,8 +44,8 @@ func (s *Store) Upload(ctx context.Context, id tenant.ID, dir string) error {
 	return nil
 }
 
-func (s *Store) upload(ctx context.Context, id tenant.ID, block ulid.ULID, content []localFile) error {
-	isMeta := func(file localFile) bool { return file.name == metaFile }
+func (s *Store) upload(ctx context.Context, id tenant.ID, block ulid.ULID, content []sourceFile) error {
+	isMeta := func(file sourceFile) bool { return file.name == metaFile }
 	meta := content[slices.IndexFunc(content, isMeta)]
 	data := slices.DeleteFunc(slices.Clone(content), isMeta)
 
@@ -74,7 +77,7 @@ func (s *Store) upload(ctx context.Context, id tenant.ID, block ulid.ULID, conte
 }
 
 // matches returns an error unless the bucket holds an object of each file's size.
-func (s *Store) matches(ctx context.Context, id tenant.ID, block ulid.ULID, content ...localFile) error {
+func (s *Store) matches(ctx context.Context, id tenant.ID, block ulid.ULID, content ...sourceFile) error {
 	for _, file := range content {
 		attrs, err := s.bucket.Attributes(ctx, blockKey(id, block, file.name))
 		if err != nil {
@@ -87,16 +90,18 @@ func (s *Store) matches(ctx context.Context, id tenant.ID, block ulid.ULID, cont
 	return nil
 }
 
-func (s *Store) uploadFile(ctx context.Context, id tenant.ID, block ulid.ULID, file localFile) error {
+func (s *Store) uploadFile(ctx context.Context, id tenant.ID, block ulid.ULID, file sourceFile) error {
 	name := blockKey(id, block, file.name)
-	if s.local != nil && isImmutable(file.name) && s.local.Link(file.path, name) == nil {
+	if s.local != nil && file.path != "" && isImmutable(file.name) && s.local.Link(file.path, name) == nil {
 		return nil
 	}
-	f, err := os.Open(file.path)
+	r, err := file.open(ctx)
 	if err != nil {
-		return err
+		return fmt.Errorf("copy %s: %w", file.name, err)
 	}
-	if err := errors.Join(s.bucket.Upload(ctx, name, f), f.Close()); err != nil {
+	// The provider chooses the size of parts by that of the object.
+	sized := objstore.ObjectSizerReadCloser{ReadCloser: r, Size: func() (int64, error) { return file.size, nil }}
+	if err := errors.Join(s.bucket.Upload(ctx, name, sized), r.Close()); err != nil {
 		return fmt.Errorf("copy %s: %w", file.name, err)
 	}
 	return nil
@@ -106,7 +111,7 @@ func (s *Store) uploadFile(ctx context.Context, id tenant.ID, block ulid.ULID, f
 func isImmutable(file string) bool { return file == indexFile || isSegment(file) }
 
 // localBlock lists the files of the block in dir, or says why it is none.
-func localBlock(dir string) (ulid.ULID, []localFile, error) {
+func localBlock(dir string) (ulid.ULID, []sourceFile, error) {
 	block, err := ulid.ParseStrict(filepath.Base(dir))
 	if err != nil {
 		return ulid.ULID{}, nil, fmt.Errorf("%w: the folder is not named by a ULID", ErrInvalidBlock)
@@ -122,7 +127,7 @@ func localBlock(dir string) (ulid.ULID, []localFile, error) {
 		return ulid.ULID{}, nil, fmt.Errorf("%w: %w", ErrInvalidBlock, err)
 	}
 
-	var content []localFile
+	var content []sourceFile
 	err = filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
 		if err != nil || entry.IsDir() {
 			return err
@@ -139,26 +144,33 @@ func localBlock(dir string) (ulid.ULID, []localFile, error) {
 		if err != nil {
 			return err
 		}
-		content = append(content, localFile{name: name, path: path, size: info.Size()})
+		content = append(content, sourceFile{
+			name: name, size: info.Size(), path: path,
+			open: func(context.Context) (io.ReadCloser, error) { return os.Open(path) },
+		})
 		return nil
 	})
 	if err != nil {
 		return ulid.ULID{}, nil, err
 	}
+	return block, content, checkComplete(content)
+}
+
+// checkComplete checks that the files of a block are all there, as far as names tell.
+func checkComplete(content []sourceFile) error {
 	hasMeta, hasIndex, hasChunks := false, false, false
 	for _, file := range content {
 		hasMeta = hasMeta || file.name == metaFile
 		hasIndex = hasIndex || file.name == indexFile
 		hasChunks = hasChunks || isSegment(file.name)
 	}
-	if !hasMeta {
-		return ulid.ULID{}, nil, fmt.Errorf("%w: its meta.json is gone", ErrInvalidBlock)
+	switch {
+	case !hasMeta:
+		return fmt.Errorf("%w: its meta.json is gone", ErrInvalidBlock)
+	case !hasIndex:
+		return fmt.Errorf("%w: there is no index", ErrInvalidBlock)
+	case !hasChunks:
+		return fmt.Errorf("%w: there are no chunks", ErrInvalidBlock)
 	}
-	if !hasIndex {
-		return ulid.ULID{}, nil, fmt.Errorf("%w: there is no index", ErrInvalidBlock)
-	}
-	if !hasChunks {
-		return ulid.ULID{}, nil, fmt.Errorf("%w: there are no chunks", ErrInvalidBlock)
-	}
-	return block, content, nil
+	return nil
 }
