@@ -16,8 +16,8 @@ import (
 	"github.com/hundredfold/hundredfold/internal/write"
 )
 
-// encode returns a frame of the series of b from from on, to before to. Those for which
-// bare says so go without labels.
+// encode returns a frame of series of b, from the first of the two to before the
+// second. Those for which bare says so go without labels.
 func encode(w *PushWriter, b *write.Batch, from, to int, bare func(i int) bool) []byte {
 	w.Reset()
 	source, _ := b.Source.(write.Labels)

@@ -93,8 +93,8 @@ func itemsFromProto(m *ingestv1.Rejection) []write.Item {
 	return items
 }
 
-// CheckItems checks that the elements that r names are among those that were sent:
-// series series with the elements that sent counts.
+// CheckItems checks that the elements that r names are among those that were sent: so
+// many series, with the elements that sent counts.
 func CheckItems(r write.Result, series int, sent write.Counts) error {
 	for _, rejection := range r.Rejected {
 		for _, item := range rejection.Items {
@@ -134,8 +134,11 @@ func failureToProto(err error) *ingestv1.Failure {
 	case internal:
 	}
 	if delay, ok := RetryAfter(err); ok {
-		rounded := (delay + time.Millisecond - 1) / time.Millisecond
-		f.RetryAfterMs = uint32(min(rounded, math.MaxUint32))
+		ms := delay / time.Millisecond
+		if delay%time.Millisecond > 0 {
+			ms++ // never too early
+		}
+		f.RetryAfterMs = uint32(min(ms, math.MaxUint32))
 	}
 	return f
 }

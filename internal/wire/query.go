@@ -6,6 +6,7 @@ import (
 	"maps"
 	"math"
 	"slices"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/prometheus/common/model"
@@ -22,24 +23,35 @@ import (
 const nothing = `[^\x00-\x{10FFFF}]`
 
 // MatchersToProto returns matchers as messages. Label names are UTF-8, since the parser
-// of PromQL sees to that.
+// of PromQL sees to that; values may be anything.
 func MatchersToProto(matchers []*labels.Matcher) []*queryv1.Matcher {
 	encoded := make([]*queryv1.Matcher, len(matchers))
 	for i, m := range matchers {
 		encoded[i] = &queryv1.Matcher{Type: typeToProto(m.Type), Name: m.Name, Value: m.Value}
-		if utf8.ValidString(m.Value) {
-			continue
-		}
-		// A string in PromQL may be anything, but no stored value is like that, and
-		// neither is a regular expression.
-		encoded[i].Value = nothing
-		if m.Type == labels.MatchEqual || m.Type == labels.MatchRegexp {
-			encoded[i].Type = queryv1.Matcher_TYPE_REGEXP
-		} else {
-			encoded[i].Type = queryv1.Matcher_TYPE_NOT_REGEXP
+		if !utf8.ValidString(m.Value) {
+			encoded[i].Type, encoded[i].Value = withoutInvalid(m)
 		}
 	}
 	return encoded
+}
+
+// withoutInvalid returns a condition that is the same as m, whose value is not UTF-8,
+// for all values that can be stored.
+func withoutInvalid(m *labels.Matcher) (queryv1.Matcher_Type, string) {
+	switch m.Type {
+	case labels.MatchEqual:
+		return queryv1.Matcher_TYPE_REGEXP, nothing
+	case labels.MatchNotEqual:
+		return queryv1.Matcher_TYPE_NOT_REGEXP, nothing
+	case labels.MatchRegexp, labels.MatchNotRegexp:
+	}
+	// The only regular expressions that need not be UTF-8 are alternatives of literals,
+	// which Prometheus does not compile.
+	valid := slices.DeleteFunc(strings.Split(m.Value, "|"), func(literal string) bool { return !utf8.ValidString(literal) })
+	if len(valid) == 0 {
+		return typeToProto(m.Type), nothing
+	}
+	return typeToProto(m.Type), strings.Join(valid, "|")
 }
 
 func typeToProto(t labels.MatchType) queryv1.Matcher_Type {
