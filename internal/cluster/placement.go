@@ -181,8 +181,18 @@ func DecodePlacement(data []byte) (*Placement, error) {
 		members = append(members, m)
 	}
 	p := NewPlacement(rf, members)
-	if _, err := p.Ring(0, 0); err != nil {
-		return nil, fmt.Errorf("%w: %w", errPlacement, err)
+	// A ring would find these faults as well, but takes long to compute.
+	type place struct {
+		zone string
+		rank int
+	}
+	taken := map[place]bool{}
+	for i, m := range p.members {
+		at := place{zone: m.Zone, rank: m.Rank}
+		if m.ID == "" || i > 0 && m.ID == p.members[i-1].ID || taken[at] {
+			return nil, fmt.Errorf("%w: the id or the place of %q is missing or there twice", errPlacement, m.ID)
+		}
+		taken[at] = true
 	}
 	return p, nil
 }
