@@ -13,19 +13,21 @@ GO  := go
 # detector, those that run whole programs always anew (the go command does not see
 # what the programs are built of, so it would show old results), the rest as usual.
 RACE := $(addprefix ./,$(addsuffix /...,distributor ingester querier compactor \
-	internal/blockstore internal/loadgen internal/selfmonitor internal/server internal/write))
-E2E  := ./test/e2e/...
+	internal/blockstore internal/cluster internal/rpc internal/loadgen internal/selfmonitor internal/server internal/write))
+E2E  := ./test/e2e/... ./test/faults/...
 
 # golangci-lint runs vet, on everything.
 GOTEST := $(GO) test -vet=off -timeout 30m
 
 FUZZTIME ?= 20s
 ROUNDS   ?= 50
+OUTAGE   ?= 10m
+PROTOCOL ?= 1
 ARGS     ?=
 
 # The tools' versions are pinned by modules of their own, one for each, so that
 # neither their dependencies nor ours choose versions for the other.
-TOOLS := $(addprefix $(BIN)/,golangci-lint prometheus promtool versitygw)
+TOOLS := $(addprefix $(BIN)/,golangci-lint prometheus promtool versitygw helm kubeconform kubernetes-schemas compose-spec)
 PROTO_TOOLS := $(addprefix $(BIN)/,buf protoc-gen-go protoc-gen-go-grpc)
 
 # cgo is on only if there is a C compiler, and the race detector needs cgo.
@@ -40,6 +42,21 @@ run: build ## Build and run the whole system in one process; ARGS="--flag ..." p
 .PHONY: build
 build: ## Build .bin/hundredfold
 	@$(GO) build -o $(BIN)/hundredfold ./cmd/hundredfold
+
+##@ Try a cluster
+
+.PHONY: cluster
+cluster: build $(BIN)/versitygw ## Run a cluster on loopback: S3, 2 distributors, 3 ingesters, 2 queriers, a compactor
+	@$(GO) build -o $(BIN)/devcluster ./test/devcluster
+	@exec $(BIN)/devcluster run
+
+.PHONY: cluster-add cluster-drain cluster-kill cluster-start
+cluster-add: ## Add an ingester to it; ZONE=a|b|c
+cluster-drain: ## Drain the newest ingester and delete its disk; MEMBER=NAME another
+cluster-kill: ## Kill the newest ingester; MEMBER=NAME any other process
+cluster-start: ## Start again what was killed; MEMBER=NAME
+cluster-add cluster-drain cluster-kill cluster-start: cluster-%:
+	@$(BIN)/devcluster $* $(if $(MEMBER),--member=$(MEMBER)) $(if $(ZONE),--zone=$(ZONE))
 
 ##@ Check
 
@@ -93,8 +110,9 @@ fuzz: ## Fuzz every decoder for FUZZTIME each
 	done
 
 .PHONY: chaos
-chaos: ## Kill the process ROUNDS times while it ingests; find every acknowledged sample
-	@HUNDREDFOLD_CHAOS_ROUNDS=$(ROUNDS) $(GO) test -count=1 -v -timeout 3h -run TestNothingAcknowledgedIsLostByKills $(E2E)
+chaos: tools ## Kill a process ROUNDS times and a cluster's parts ROUNDS/10 times, with outages of OUTAGE; find every acknowledged sample
+	@HUNDREDFOLD_CHAOS_ROUNDS=$(ROUNDS) $(GO) test -count=1 -v -timeout 3h -run TestNothingAcknowledgedIsLostByKills ./test/e2e
+	@HUNDREDFOLD_CHAOS_ROUNDS=$(ROUNDS) HUNDREDFOLD_OUTAGE=$(OUTAGE) $(GO) test -count=1 -v -timeout 6h ./test/faults
 
 ##@ Measure
 
@@ -102,6 +120,11 @@ chaos: ## Kill the process ROUNDS times while it ingests; find every acknowledge
 bench: build ## Benchmarks of the hot paths, then the cost of the whole process under load
 	@$(GO) test -run '^$$' -bench . -benchmem $$(grep -rl --include='*_test.go' '^func Benchmark' . | xargs dirname | sort -u)
 	@scripts/bench.sh
+
+.PHONY: bench-cluster
+bench-cluster: build $(BIN)/versitygw ## The cost of a distributor and three ingesters with three replicas, all processes together
+	@$(GO) build -o $(BIN)/devcluster ./test/devcluster
+	@$(BIN)/devcluster bench -- --series=100000 --span=1h --samples-per-request=2000 --senders=8 --protocol=$(PROTOCOL)
 
 .PHONY: profile
 profile: build ## As the second half of bench, with a CPU profile in .bin/cpu.pprof
@@ -116,7 +139,7 @@ generate: $(PROTO_TOOLS) ## Write docs/configuration.md and the code of proto/
 	@$(GO) test ./cmd/hundredfold -run ConfigurationPage -update
 
 .PHONY: tools
-tools: $(TOOLS) ## Build golangci-lint, Prometheus, promtool and an S3 server
+tools: $(TOOLS) ## Build golangci-lint, Prometheus, promtool, an S3 server, and what checks deploy/
 
 # A tool is built when it is absent or its version has changed.
 build_tool = @echo "building $(@F)"; $(GO) build -C tools/$(1) -o $@ $(2) && touch $@
@@ -129,6 +152,14 @@ $(BIN)/promtool: tools/prometheus/go.mod
 	$(call build_tool,prometheus,github.com/prometheus/prometheus/cmd/promtool)
 $(BIN)/versitygw: tools/s3/go.mod
 	$(call build_tool,s3,github.com/versity/versitygw/cmd/versitygw)
+$(BIN)/helm: tools/kubernetes/go.mod
+	$(call build_tool,kubernetes,helm.sh/helm/v3/cmd/helm)
+$(BIN)/kubeconform: tools/kubernetes/go.mod
+	$(call build_tool,kubernetes,github.com/yannh/kubeconform/cmd/kubeconform)
+$(BIN)/compose-spec: tools/kubernetes/go.mod
+	$(call build_tool,kubernetes,github.com/compose-spec/compose-go/v2/cmd)
+$(BIN)/kubernetes-schemas: $(addprefix tools/kubernetes/schemas/,go.mod main.go)
+	@echo "writing $(@F)"; $(GO) run -C tools/kubernetes/schemas . $@ && touch $@
 $(BIN)/buf: tools/proto/go.mod
 	$(call build_tool,proto,github.com/bufbuild/buf/cmd/buf)
 $(BIN)/protoc-gen-go: tools/proto/go.mod
@@ -144,4 +175,4 @@ clean: ## Remove what was built; ./data stays
 help: ## This list
 	@awk 'BEGIN { FS = ":.*## " } \
 		/^##@ / { printf "\n%s\n", substr($$0, 5) } \
-		/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+		/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
