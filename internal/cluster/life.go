@@ -12,6 +12,10 @@ import (
 const (
 	// retryEvery is how often others are looked for at the start.
 	retryEvery = 500 * time.Millisecond
+	// listedPatience bounds how long listed peers are waited for: unlike gossip, which
+	// answers at once, they serve only after a start like this one, so that all of
+	// them would wait for each other.
+	listedPatience = 3 * time.Second
 	// confirmEvery is how often live peers are asked while an instance joins.
 	confirmEvery = 250 * time.Millisecond
 )
@@ -43,7 +47,11 @@ func (n *Node) meet(ctx context.Context) error {
 	if len(n.cfg.Peers) == 0 && len(n.cfg.Gossip.Join) == 0 {
 		return nil
 	}
-	patience, cancel := context.WithTimeout(ctx, n.tuning.patience)
+	wait := n.tuning.patience
+	if n.gossip == nil {
+		wait = min(wait, listedPatience)
+	}
+	patience, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	for {
 		alone, err := n.look(patience)

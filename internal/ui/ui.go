@@ -21,7 +21,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/hundredfold/hundredfold/internal/cluster"
 	"github.com/hundredfold/hundredfold/internal/tenant"
 )
 
@@ -39,7 +38,10 @@ type Config struct {
 	MultiTenant bool
 	// SelfMonitoring says that the process's own metrics are there to be queried.
 	SelfMonitoring bool
-	Started        time.Time
+	// Clustered says that the process is a node of a cluster, so that there is a page
+	// of it.
+	Clustered bool
+	Started   time.Time
 }
 
 // Summary says what the process holds.
@@ -59,8 +61,6 @@ type Deps struct {
 	Summary func() (s Summary, ok bool, err error)
 	// Waiting returns what the process waits for, and whether it waits.
 	Waiting func() (reason string, waiting bool)
-	// Cluster is nil in a process that is no node of a cluster.
-	Cluster func() cluster.Status
 	Logger  *slog.Logger
 }
 
@@ -101,8 +101,7 @@ func (u *UI) Graph() http.Handler {
 		u.render(w, "graph.html", struct {
 			Config
 			TenantHeader string
-			Clustered    bool
-		}{u.cfg, tenant.Header, u.deps.Cluster != nil})
+		}{u.cfg, tenant.Header})
 	})
 }
 
@@ -144,15 +143,14 @@ func (u *UI) render(w http.ResponseWriter, name string, data any) {
 // home is what home.html shows.
 type home struct {
 	Config
-	Clustered bool
-	Uptime    string
-	Ready     bool
-	Reason    string
-	Known     bool // whether Summary is
-	Problem   string
-	Summary   Summary
-	Span      string
-	Snippets  []snippet
+	Uptime   string
+	Ready    bool
+	Reason   string
+	Known    bool // whether Summary is
+	Problem  string
+	Summary  Summary
+	Span     string
+	Snippets []snippet
 }
 
 // snippet is a piece of configuration to copy.
@@ -161,7 +159,7 @@ type snippet struct {
 }
 
 func (u *UI) home(r *http.Request) home {
-	h := home{Config: u.cfg, Clustered: u.deps.Cluster != nil, Uptime: duration(time.Since(u.cfg.Started)), Snippets: u.snippets(r)}
+	h := home{Config: u.cfg, Uptime: duration(time.Since(u.cfg.Started)), Snippets: u.snippets(r)}
 	var waiting bool
 	h.Reason, waiting = u.deps.Waiting()
 	h.Ready = !waiting
