@@ -10,10 +10,15 @@ import (
 	"github.com/hundredfold/hundredfold/internal/cluster"
 )
 
-// Cluster serves "/cluster" with a status: a page for browsers, and JSON for those who
-// accept that or ask for ?format=json.
-func (u *UI) Cluster(status cluster.Status) http.Handler {
+// Cluster serves "/cluster": a page for browsers, and JSON for those who accept that
+// or ask for ?format=json. A process that is no node of a cluster has neither.
+func (u *UI) Cluster() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if u.deps.Cluster == nil {
+			http.Error(w, "this process is no node of a cluster", http.StatusNotFound)
+			return
+		}
+		status := u.deps.Cluster()
 		w.Header().Set("Vary", "Accept")
 		if !wantsPage(r) {
 			u.writeJSON(w, status)

@@ -29,10 +29,12 @@ func clusterStatus() cluster.Status {
 
 func clusterUI(t testing.TB, s cluster.Status) http.Handler {
 	t.Helper()
-	u, err := New(Config{}, Deps{})
+	u, err := New(Config{}, Deps{Cluster: func() cluster.Status { return s }, Waiting: ready, Summary: holds(Summary{})})
 	require.NoError(t, err)
 	mux := http.NewServeMux()
-	mux.Handle("/cluster", u.Cluster(s))
+	mux.Handle("/{$}", u.Home())
+	mux.Handle("/graph", u.Graph())
+	mux.Handle("/cluster", u.Cluster())
 	return mux
 }
 
@@ -99,10 +101,12 @@ func TestClusterPageSaysTheWorstFirst(t *testing.T) {
 	require.Contains(t, lost, "answered with 503")
 }
 
-func TestOnlyNodesOfAClusterLinkToItsPage(t *testing.T) {
-	single, node := newUI(t, Config{}, Deps{}), newUI(t, Config{Clustered: true}, Deps{})
-	for _, path := range []string{"/", "/graph"} {
-		require.NotContains(t, page(t, single, path), `href="cluster"`)
-		require.Contains(t, page(t, node, path), `href="cluster"`)
-	}
+func TestOnlyNodesOfAClusterHaveThePage(t *testing.T) {
+	u, err := New(Config{}, Deps{Waiting: ready, Summary: holds(Summary{})})
+	require.NoError(t, err)
+	require.Equal(t, http.StatusNotFound, get(t, u.Cluster(), httptest.NewRequest("GET", "/cluster", nil)).Code)
+	require.NotContains(t, page(t, newUI(t, Config{}, Deps{}), "/"), `href="cluster"`)
+	h := clusterUI(t, clusterStatus())
+	require.Contains(t, page(t, h, "/"), `href="cluster"`)
+	require.Contains(t, page(t, h, "/graph"), `href="cluster"`)
 }

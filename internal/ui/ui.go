@@ -21,6 +21,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/hundredfold/hundredfold/internal/cluster"
 	"github.com/hundredfold/hundredfold/internal/tenant"
 )
 
@@ -38,10 +39,7 @@ type Config struct {
 	MultiTenant bool
 	// SelfMonitoring says that the process's own metrics are there to be queried.
 	SelfMonitoring bool
-	// Clustered says that the process is a node of a cluster, so that there is a page
-	// of it.
-	Clustered bool
-	Started   time.Time
+	Started        time.Time
 }
 
 // Summary says what the process holds.
@@ -61,6 +59,8 @@ type Deps struct {
 	Summary func() (s Summary, ok bool, err error)
 	// Waiting returns what the process waits for, and whether it waits.
 	Waiting func() (reason string, waiting bool)
+	// Cluster is nil in a process that is no node of a cluster.
+	Cluster func() cluster.Status
 	Logger  *slog.Logger
 }
 
@@ -101,7 +101,8 @@ func (u *UI) Graph() http.Handler {
 		u.render(w, "graph.html", struct {
 			Config
 			TenantHeader string
-		}{u.cfg, tenant.Header})
+			Clustered    bool
+		}{u.cfg, tenant.Header, u.deps.Cluster != nil})
 	})
 }
 
@@ -143,14 +144,15 @@ func (u *UI) render(w http.ResponseWriter, name string, data any) {
 // home is what home.html shows.
 type home struct {
 	Config
-	Uptime   string
-	Ready    bool
-	Reason   string
-	Known    bool // whether Summary is
-	Problem  string
-	Summary  Summary
-	Span     string
-	Snippets []snippet
+	Clustered bool
+	Uptime    string
+	Ready     bool
+	Reason    string
+	Known     bool // whether Summary is
+	Problem   string
+	Summary   Summary
+	Span      string
+	Snippets  []snippet
 }
 
 // snippet is a piece of configuration to copy.
@@ -159,7 +161,7 @@ type snippet struct {
 }
 
 func (u *UI) home(r *http.Request) home {
-	h := home{Config: u.cfg, Uptime: duration(time.Since(u.cfg.Started)), Snippets: u.snippets(r)}
+	h := home{Config: u.cfg, Clustered: u.deps.Cluster != nil, Uptime: duration(time.Since(u.cfg.Started)), Snippets: u.snippets(r)}
 	var waiting bool
 	h.Reason, waiting = u.deps.Waiting()
 	h.Ready = !waiting

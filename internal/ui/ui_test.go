@@ -33,7 +33,7 @@ func newUI(t testing.TB, cfg Config, deps Deps) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/{$}", u.Home())
 	mux.Handle("/graph", u.Graph())
-	mux.Handle("/cluster", u.Cluster(clusterStatus()))
+	mux.Handle("/cluster", u.Cluster())
 	mux.Handle("/ui/", u.Static("/ui/"))
 	return mux
 }
@@ -165,7 +165,7 @@ func TestTenantIsAskedForOnlyWithMultiTenancy(t *testing.T) {
 // The policy forbids inline scripts and styles and other origins, so the pages
 // must not rely on them.
 func TestPagesKeepTheirOwnContentSecurityPolicy(t *testing.T) {
-	h := newUI(t, Config{MultiTenant: true}, Deps{})
+	h := newUI(t, Config{MultiTenant: true}, Deps{Cluster: clusterStatus})
 	reference := regexp.MustCompile(`(?:src|href|action)="([^"]*)"`)
 	for _, path := range []string{"/", "/graph", "/cluster?format=html"} {
 		w := get(t, h, httptest.NewRequest("GET", path, nil))
