@@ -13,16 +13,16 @@ import (
 
 // ExemplarQueryable returns the exemplars, which are in the ingesters only: blocks
 // have none. The tenant is that of the context.
-func (q *Querier) ExemplarQueryable() storage.ExemplarQueryable { return exemplarQueryable{q.ingester} }
+func (q *Querier) ExemplarQueryable() storage.ExemplarQueryable { return exemplarQueryable{q.edge} }
 
-type exemplarQueryable struct{ ingester Ingester }
+type exemplarQueryable struct{ edge Edge }
 
 func (e exemplarQueryable) ExemplarQuerier(ctx context.Context) (storage.ExemplarQuerier, error) {
 	id, err := tenant.FromContext(ctx)
 	if err != nil {
 		return nil, err
 	}
-	inner, err := e.ingester.ExemplarQuerier(ctx, id)
+	inner, err := e.edge.exemplars(ctx, id)
 	if err != nil {
 		return nil, fmt.Errorf("read exemplars: %w", err)
 	}

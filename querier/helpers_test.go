@@ -47,6 +47,7 @@ type rig struct {
 }
 
 type rigOption struct {
+	edge    Edge // nil: the ingester of the rig, directly
 	inPlace bool // blocks are read where they are in the bucket
 	dir     string
 }
@@ -67,7 +68,10 @@ func newRig(t testing.TB, opt rigOption) *rig {
 	if cfg.Dir == "" {
 		cfg.Dir = filepath.Join(t.TempDir(), "querier")
 	}
-	r.Querier, err = New(cfg, r.ingester, r.store, func(tenant.ID) tenant.Limits { return *r.limits }, slog.New(slog.DiscardHandler), r.registry)
+	if opt.edge == nil {
+		opt.edge = Direct(r.ingester)
+	}
+	r.Querier, err = New(cfg, opt.edge, r.store, func(tenant.ID) tenant.Limits { return *r.limits }, slog.New(slog.DiscardHandler), r.registry)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, r.blocks.close()) })
 	return r

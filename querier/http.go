@@ -200,14 +200,18 @@ func parametersInURL(w http.ResponseWriter, r *http.Request) (*http.Request, err
 // fail answers r with an error.
 func (e *endpoint) fail(w http.ResponseWriter, r *http.Request, status int, kind string, err error) {
 	httputil.SetCORS(w, anyOrigin, r)
-	if after, ok := wire.RetryAfter(err); ok {
-		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(after.Seconds()))))
-	}
+	setRetryAfter(w, err)
 	if e.text {
 		http.Error(w, err.Error(), status)
 		return
 	}
 	writeError(w, status, kind, err)
+}
+
+func setRetryAfter(w http.ResponseWriter, err error) {
+	if after, ok := wire.RetryAfter(err); ok {
+		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(after.Seconds()))))
+	}
 }
 
 // envelope is the JSON of every answer of Prometheus's API.
@@ -234,7 +238,7 @@ func writeJSON(w http.ResponseWriter, status int, body envelope) {
 }
 
 // answer serves what f returns in Prometheus's envelope. An error of f is the
-// client's fault.
+// client's fault unless its kind says otherwise.
 func (*Querier) answer(f func(r *http.Request, id tenant.ID) (any, error)) http.HandlerFunc {
 	return httputil.CompressionHandler{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		httputil.SetCORS(w, anyOrigin, r)
@@ -245,6 +249,11 @@ func (*Querier) answer(f func(r *http.Request, id tenant.ID) (any, error)) http.
 		}
 		data, err := f(r, id)
 		if err != nil {
+			if status, known := statusOf(err); known && status != http.StatusBadRequest {
+				setRetryAfter(w, err)
+				writeError(w, status, "unavailable", err)
+				return
+			}
 			writeError(w, http.StatusBadRequest, "bad_data", err)
 			return
 		}

@@ -27,7 +27,7 @@ import (
 	"github.com/hundredfold/hundredfold/internal/tenant"
 )
 
-// Ingester is the recent edge of the data: heads, and blocks that queries do not
+// Ingester is an ingester in the same process: heads, and blocks that queries do not
 // read from the bucket yet. It MUST keep what a querier of its own can read until
 // that querier is closed, and MUST NOT drop a block before Querier.Visible.
 type Ingester interface {
@@ -83,22 +83,22 @@ func (c Config) Validate() error {
 
 // Querier answers queries. It is safe for concurrent use.
 type Querier struct {
-	cfg      Config
-	ingester Ingester
-	limits   tenant.LimitsFunc
-	logger   *slog.Logger
-	metrics  *metrics
-	views    *views
-	blocks   *blockPool
-	engines  *engines
-	gate     *gate
-	started  time.Time
-	handler  http.Handler
+	cfg     Config
+	edge    Edge
+	limits  tenant.LimitsFunc
+	logger  *slog.Logger
+	metrics *metrics
+	views   *views
+	blocks  *blockPool
+	engines *engines
+	gate    *gate
+	started time.Time
+	handler http.Handler
 }
 
-// New returns a Querier over ing and the blocks in store. Queries fail until Run
-// has listed the bucket.
-func New(cfg Config, ing Ingester, store *blockstore.Store, limits tenant.LimitsFunc, logger *slog.Logger, reg prometheus.Registerer) (*Querier, error) {
+// New returns a Querier over the recent samples of edge and the blocks in store.
+// Queries fail until Run has listed the bucket.
+func New(cfg Config, edge Edge, store *blockstore.Store, limits tenant.LimitsFunc, logger *slog.Logger, reg prometheus.Registerer) (*Querier, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("querier: %w", err)
 	}
@@ -107,17 +107,18 @@ func New(cfg Config, ing Ingester, store *blockstore.Store, limits tenant.Limits
 	}
 	m := newMetrics(reg)
 	q := &Querier{
-		cfg:      cfg,
-		ingester: ing,
-		limits:   limits,
-		logger:   logger,
-		metrics:  m,
-		views:    newViews(store, m),
-		blocks:   newBlockPool(cfg.Dir, store, logger, m),
-		engines:  newEngines(limits, logger),
-		gate:     newGate(),
-		started:  time.Now(),
+		cfg:     cfg,
+		edge:    edge,
+		limits:  limits,
+		logger:  logger,
+		metrics: m,
+		views:   newViews(store, m),
+		blocks:  newBlockPool(cfg.Dir, store, logger, m),
+		engines: newEngines(limits, logger),
+		gate:    newGate(),
+		started: time.Now(),
 	}
+	edge.attach(q.views)
 	m.observeView(reg, q.views.age)
 	q.handler = q.newHandler()
 	return q, nil
@@ -133,8 +134,9 @@ func (q *Querier) Run(ctx context.Context) error {
 	return q.blocks.close()
 }
 
-// Ready returns nil once the bucket has been listed, so that queries can be answered.
-func (q *Querier) Ready() error { return q.views.loaded() }
+// Ready returns nil once the bucket has been listed and somebody is known who has the
+// recent samples, so that queries can be answered.
+func (q *Querier) Ready() error { return errors.Join(q.views.loaded(), q.edge.ready()) }
 
 // Visible reports whether queries that start from now on read the samples of a
 // block from the bucket: from the block itself, or from one that was made of it.

@@ -49,6 +49,8 @@ type views struct {
 	mu   struct {
 		sync.Mutex
 		hints map[tenant.ID]struct{}
+		// changed is closed when there is a view newer than current.
+		changed chan struct{}
 	}
 }
 
@@ -57,12 +59,13 @@ type bucketView struct {
 	tenants map[tenant.ID]*tenantView
 	// pending are tenants in the bucket whose blocks could never be listed.
 	pending map[tenant.ID]struct{}
-	taken   time.Time // of the last listing of all tenants
+	taken   time.Time // when the last listing of all tenants began
 }
 
 func newViews(store *blockstore.Store, m *metrics) *views {
 	v := &views{store: store, metrics: m, wake: make(chan struct{}, 1)}
 	v.mu.hints = map[tenant.ID]struct{}{}
+	v.mu.changed = make(chan struct{})
 	return v
 }
 
@@ -88,7 +91,7 @@ func (v *views) of(id tenant.ID) (*tenantView, error) {
 	if _, ok := current.pending[id]; ok {
 		return nil, errNotLoaded
 	}
-	return &tenantView{}, nil
+	return &tenantView{listed: current.taken}, nil
 }
 
 // age returns the seconds since all tenants were listed, and 0 before the first time.
@@ -98,6 +101,29 @@ func (v *views) age() float64 {
 		return 0
 	}
 	return time.Since(current.taken).Seconds()
+}
+
+// listedSince waits until the view of a tenant comes from a listing that began after
+// since, and reports whether it does before ctx ends. It asks for such a listing;
+// those that wait at the same time share one.
+func (v *views) listedSince(ctx context.Context, id tenant.ID, since time.Time) bool {
+	for asked := false; ; {
+		v.mu.Lock()
+		changed := v.mu.changed
+		v.mu.Unlock()
+		if view, err := v.of(id); err == nil && view.listed.After(since) {
+			return true
+		}
+		if !asked {
+			v.hint(id)
+			asked = true
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return false
+		}
+	}
 }
 
 func (v *views) hint(id tenant.ID) {
@@ -123,6 +149,7 @@ func (v *views) takeHints() []tenant.ID {
 
 // refresh lists all tenants. Of a tenant that cannot be listed the old view stays.
 func (v *views) refresh(ctx context.Context) error {
+	begun := time.Now()
 	ids, err := v.store.Tenants(ctx)
 	if err != nil {
 		return v.failed(err)
@@ -130,7 +157,7 @@ func (v *views) refresh(ctx context.Context) error {
 	next := &bucketView{
 		tenants: make(map[tenant.ID]*tenantView, len(ids)),
 		pending: map[tenant.ID]struct{}{},
-		taken:   time.Now(),
+		taken:   begun,
 	}
 	listed, err := v.list(ctx, ids)
 	old := v.current.Load()
@@ -176,6 +203,7 @@ func (v *views) list(ctx context.Context, ids []tenant.ID) (map[tenant.ID]*tenan
 	group.SetLimit(listers)
 	for _, id := range ids {
 		group.Go(func() error {
+			begun := time.Now()
 			blocks, _, err := v.store.Blocks(ctx, id)
 			mu.Lock()
 			defer mu.Unlock()
@@ -183,7 +211,7 @@ func (v *views) list(ctx context.Context, ids []tenant.ID) (map[tenant.ID]*tenan
 				errs = append(errs, fmt.Errorf("list blocks of tenant %q: %w", id, err))
 				return nil
 			}
-			found[id] = newTenantView(blocks)
+			found[id] = newTenantView(blocks, begun)
 			return nil
 		})
 	}
@@ -198,6 +226,10 @@ func (v *views) publish(next *bucketView) {
 	}
 	v.metrics.blocksVisible.Set(float64(visible))
 	v.current.Store(next)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	close(v.mu.changed)
+	v.mu.changed = make(chan struct{})
 }
 
 func (v *views) failed(err error) error {
@@ -222,6 +254,7 @@ func (q *Querier) keepFresh(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-timer.C:
+			q.edge.observe()
 			err = q.views.refresh(ctx)
 			next := time.Duration(q.cfg.RefreshInterval)
 			if q.views.loaded() != nil {

@@ -35,11 +35,11 @@ func (q *Querier) Queryable() storage.SampleAndChunkQueryable { return queryable
 type queryable struct{ q *Querier }
 
 func (qa queryable) Querier(mint, maxt int64) (storage.Querier, error) {
-	return &sampleQuerier{session: newSession(qa.q, mint, maxt, qa.q.ingester.Querier, tsdb.NewBlockQuerier)}, nil
+	return &sampleQuerier{session: newSession(qa.q, timeRange{mint, maxt}, qa.q.edge.samples, tsdb.NewBlockQuerier)}, nil
 }
 
 func (qa queryable) ChunkQuerier(mint, maxt int64) (storage.ChunkQuerier, error) {
-	return &chunkQuerier{session: newSession(qa.q, mint, maxt, qa.q.ingester.ChunkQuerier, tsdb.NewBlockChunkQuerier)}, nil
+	return &chunkQuerier{session: newSession(qa.q, timeRange{mint, maxt}, qa.q.edge.chunks, tsdb.NewBlockChunkQuerier)}, nil
 }
 
 // timeRange is in milliseconds, both ends inclusive.
@@ -48,24 +48,22 @@ type timeRange struct{ mint, maxt int64 }
 // reader is a storage.Querier or a storage.ChunkQuerier.
 type reader interface{ storage.LabelQuerier }
 
-// session is one query's hold on the storage: a querier of the ingester, the view
-// of the bucket that was current right after, and readers of the blocks that the
-// query has needed so far. It opens nothing before the first Select, since only
-// that says who asks.
+// session is one query's hold on the storage: on the recent samples, and on the blocks
+// that the query has needed so far. It opens nothing before the first Select, since
+// only that says who asks.
 type session[R reader] struct {
 	timeRange
-	q          *Querier
-	ofIngester func(tenant.ID, int64, int64) (R, error)
-	ofBlock    func(tsdb.BlockReader, int64, int64) (R, error)
+	q        *Querier
+	ofRecent func(tenant.ID, timeRange) (recent[R], error)
+	ofBlock  func(tsdb.BlockReader, int64, int64) (R, error)
 
-	// mu makes the calls of one query wait for each other, also while blocks are
-	// opened: they all need them.
+	// mu makes the calls of one query wait for each other while blocks are opened:
+	// they all need them.
 	mu struct {
 		sync.Mutex
 		tenant tenant.ID // "": nothing is open
-		edge   R
-		local  []ulid.ULID // blocks that edge reads
-		view   *tenantView
+		edge   recent[R]
+		view   *tenantView // the last one; nil: none yet
 		blocks map[ulid.ULID]openReader[R]
 		closed bool
 	}
@@ -76,37 +74,34 @@ type openReader[R reader] struct {
 	release func() error
 }
 
-func newSession[R reader](q *Querier, mint, maxt int64, ofIngester func(tenant.ID, int64, int64) (R, error), ofBlock func(tsdb.BlockReader, int64, int64) (R, error)) *session[R] {
-	s := &session[R]{q: q, timeRange: timeRange{mint, maxt}, ofIngester: ofIngester, ofBlock: ofBlock}
+func newSession[R reader](q *Querier, within timeRange, ofRecent func(tenant.ID, timeRange) (recent[R], error), ofBlock func(tsdb.BlockReader, int64, int64) (R, error)) *session[R] {
+	s := &session[R]{q: q, timeRange: within, ofRecent: ofRecent, ofBlock: ofBlock}
 	s.mu.blocks = map[ulid.ULID]openReader[R]{}
 	return s
 }
 
-// readers returns what holds samples of ctx's tenant in a part of the session's time
-// range. They belong to the session.
-func (s *session[R]) readers(ctx context.Context, within timeRange) ([]R, error) {
+// begin begins to read what a call needs of ctx's tenant. wait returns what holds it;
+// the readers belong to the session.
+func (s *session[R]) begin(ctx context.Context, ask request) (wait func() ([]R, error)) {
+	ask.mint, ask.maxt = max(ask.mint, s.mint), min(ask.maxt, s.maxt)
 	id, err := tenant.FromContext(ctx)
+	if err == nil {
+		err = s.start(id)
+	}
 	if err != nil {
-		return nil, err
+		return func() ([]R, error) { return nil, err }
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err := s.startLocked(id); err != nil {
-		return nil, err
+	edge := s.mu.edge.begin(ctx, ask)
+	return func() ([]R, error) {
+		readers, err := s.readers(ctx, ask, edge)
+		return readers, causeOf(ctx, err)
 	}
-	metas := slices.DeleteFunc(s.mu.view.overlapping(max(within.mint, s.mint), min(within.maxt, s.maxt)),
-		func(m tsdb.BlockMeta) bool { return slices.Contains(s.mu.local, m.ULID) })
-	if err := s.openLocked(ctx, metas); err != nil {
-		return nil, err
-	}
-	readers := []R{s.mu.edge}
-	for i := range metas {
-		readers = append(readers, s.mu.blocks[metas[i].ULID].reader)
-	}
-	return readers, nil
 }
 
-func (s *session[R]) startLocked(id tenant.ID) error {
+// start opens the recent samples, once.
+func (s *session[R]) start(id tenant.ID) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	switch {
 	case s.mu.closed:
 		return errQuerierClosed
@@ -115,22 +110,47 @@ func (s *session[R]) startLocked(id tenant.ID) error {
 	case s.mu.tenant != "":
 		return errTenantChanged
 	}
-	// The order matters. An ingester drops a block once Visible says that the bucket's
-	// copy is read. If it has dropped one before its querier is opened here, the view
-	// that is loaded after that has the block: so no gap. Samples that both have are
-	// merged.
-	edge, err := s.ofIngester(id, s.mint, s.maxt)
+	edge, err := s.ofRecent(id, s.timeRange)
 	if err != nil {
 		return fmt.Errorf("read recent samples: %w", err)
 	}
-	view, err := s.q.views.of(id)
-	if err != nil {
-		return errors.Join(err, edge.Close())
-	}
-	s.mu.tenant, s.mu.edge, s.mu.view = id, edge, view
-	// Asked after edge was opened: what has been cut since, edge reads from the head.
-	s.mu.local = s.q.ingester.LocalBlocks(id)
+	s.mu.tenant, s.mu.edge = id, edge
 	return nil
+}
+
+// readers waits for the recent samples and opens the blocks that hold the others.
+func (s *session[R]) readers(ctx context.Context, ask request, edge func() (R, covered, error)) ([]R, error) {
+	// The order matters. An ingester drops a block once queriers read the bucket's
+	// copy. If it has dropped one before it was asked, the view that is loaded after
+	// that has the block: so no gap. Samples that both have are merged.
+	recent, covered, err := edge()
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mu.closed {
+		return nil, errQuerierClosed
+	}
+	if s.mu.view == nil || !covered.snapshot {
+		if s.mu.view, err = s.q.views.of(s.mu.tenant); err != nil {
+			return nil, err
+		}
+	}
+	if covered.check != nil {
+		if err := covered.check(s.mu.view); err != nil {
+			return nil, err
+		}
+	}
+	metas := slices.DeleteFunc(s.mu.view.overlapping(ask.mint, ask.maxt), func(m tsdb.BlockMeta) bool { return covered.has(&m) })
+	if err := s.openLocked(ctx, metas); err != nil {
+		return nil, err
+	}
+	readers := []R{recent}
+	for i := range metas {
+		readers = append(readers, s.mu.blocks[metas[i].ULID].reader)
+	}
+	return readers, nil
 }
 
 // openLocked opens those of the blocks that are not open in this session. What it
@@ -184,7 +204,7 @@ func (s *session[R]) Close() error {
 	s.mu.closed = true
 	var errs []error
 	if s.mu.tenant != "" {
-		errs = append(errs, s.mu.edge.Close())
+		errs = append(errs, s.mu.edge.close())
 	}
 	for _, o := range s.mu.blocks {
 		errs = append(errs, o.reader.Close(), o.release())
@@ -201,13 +221,30 @@ func (s *session[R]) span(hints *storage.SelectHints) timeRange {
 	return timeRange{hints.Start, hints.End}
 }
 
-func (s *session[R]) labelValues(ctx context.Context, merged storage.LabelQuerier, name string, hints *storage.LabelHints, matchers []*labels.Matcher) ([]string, annotations.Annotations, error) {
-	values, warnings, err := merged.LabelValues(ctx, name, hints, matchers...)
+// ofLabels is a request for labels in all of the session's time range.
+func (s *session[R]) ofLabels(kind requestKind, name string, hints *storage.LabelHints, matchers []*labels.Matcher) request {
+	ask := request{timeRange: s.timeRange, kind: kind, name: name, matchers: matchers}
+	if hints != nil {
+		ask.limit = hints.Limit
+	}
+	return ask
+}
+
+func (s *session[R]) labelValues(ctx context.Context, merge func([]R) storage.LabelQuerier, name string, hints *storage.LabelHints, matchers []*labels.Matcher) ([]string, annotations.Annotations, error) {
+	readers, err := s.begin(ctx, s.ofLabels(labelValues, name, hints, matchers))()
+	if err != nil {
+		return nil, nil, err
+	}
+	values, warnings, err := merge(readers).LabelValues(ctx, name, hints, matchers...)
 	return values, warnings, causeOf(ctx, err)
 }
 
-func (s *session[R]) labelNames(ctx context.Context, merged storage.LabelQuerier, hints *storage.LabelHints, matchers []*labels.Matcher) ([]string, annotations.Annotations, error) {
-	names, warnings, err := merged.LabelNames(ctx, hints, matchers...)
+func (s *session[R]) labelNames(ctx context.Context, merge func([]R) storage.LabelQuerier, hints *storage.LabelHints, matchers []*labels.Matcher) ([]string, annotations.Annotations, error) {
+	readers, err := s.begin(ctx, s.ofLabels(labelNames, "", hints, matchers))()
+	if err != nil {
+		return nil, nil, err
+	}
+	names, warnings, err := merge(readers).LabelNames(ctx, hints, matchers...)
 	// Prometheus's API encodes the names after it has closed the querier, when the
 	// mapped memory that they may lie in is gone.
 	for i, name := range names {
@@ -221,21 +258,20 @@ type sampleQuerier struct {
 	listing listing
 }
 
-func (q *sampleQuerier) merged(ctx context.Context, within timeRange) (storage.Querier, error) {
-	readers, err := q.readers(ctx, within)
-	if err != nil {
-		return nil, causeOf(ctx, err)
-	}
+func mergeSamples(readers []storage.Querier) storage.Querier {
 	// All are primaries: an error of a secondary would be a mere warning.
-	return storage.NewMergeQuerier(readers, nil, storage.ChainedSeriesMerge), nil
+	return storage.NewMergeQuerier(readers, nil, storage.ChainedSeriesMerge)
 }
 
 func (q *sampleQuerier) Select(ctx context.Context, sortSeries bool, hints *storage.SelectHints, matchers ...*labels.Matcher) storage.SeriesSet {
-	merged, err := q.merged(ctx, q.span(hints))
-	if err != nil {
-		return storage.ErrSeriesSet(err)
-	}
-	set := &stoppable[storage.Series, storage.SeriesSet]{ctx: ctx, set: merged.Select(ctx, sortSeries, hints, matchers...)}
+	wait := q.begin(ctx, request{timeRange: q.span(hints), hints: hints, matchers: matchers})
+	set := &awaited[storage.Series, storage.SeriesSet]{ctx: ctx, open: func() (storage.SeriesSet, error) {
+		readers, err := wait()
+		if err != nil {
+			return nil, err
+		}
+		return mergeSamples(readers).Select(ctx, sortSeries, hints, matchers...), nil
+	}}
 	if hints != nil && hints.Func == seriesFunc {
 		return q.listing.bound(set)
 	}
@@ -243,87 +279,92 @@ func (q *sampleQuerier) Select(ctx context.Context, sortSeries bool, hints *stor
 }
 
 func (q *sampleQuerier) LabelValues(ctx context.Context, name string, hints *storage.LabelHints, matchers ...*labels.Matcher) ([]string, annotations.Annotations, error) {
-	merged, err := q.merged(ctx, q.timeRange)
-	if err != nil {
-		return nil, nil, err
-	}
-	return q.labelValues(ctx, merged, name, hints, matchers)
+	merge := func(readers []storage.Querier) storage.LabelQuerier { return mergeSamples(readers) }
+	return q.labelValues(ctx, merge, name, hints, matchers)
 }
 
 func (q *sampleQuerier) LabelNames(ctx context.Context, hints *storage.LabelHints, matchers ...*labels.Matcher) ([]string, annotations.Annotations, error) {
-	merged, err := q.merged(ctx, q.timeRange)
-	if err != nil {
-		return nil, nil, err
-	}
-	return q.labelNames(ctx, merged, hints, matchers)
+	merge := func(readers []storage.Querier) storage.LabelQuerier { return mergeSamples(readers) }
+	return q.labelNames(ctx, merge, hints, matchers)
 }
 
 type chunkQuerier struct {
 	*session[storage.ChunkQuerier]
 }
 
-func (q *chunkQuerier) merged(ctx context.Context, within timeRange) (storage.ChunkQuerier, error) {
-	readers, err := q.readers(ctx, within)
-	if err != nil {
-		return nil, causeOf(ctx, err)
-	}
+func mergeChunks(readers []storage.ChunkQuerier) storage.ChunkQuerier {
 	merge := storage.NewCompactingChunkSeriesMerger(storage.ChainedSeriesMerge)
-	return storage.NewMergeChunkQuerier(readers, nil, merge), nil
+	return storage.NewMergeChunkQuerier(readers, nil, merge)
 }
 
 func (q *chunkQuerier) Select(ctx context.Context, sortSeries bool, hints *storage.SelectHints, matchers ...*labels.Matcher) storage.ChunkSeriesSet {
-	merged, err := q.merged(ctx, q.span(hints))
-	if err != nil {
-		return storage.ErrChunkSeriesSet(err)
-	}
-	return &stoppable[storage.ChunkSeries, storage.ChunkSeriesSet]{ctx: ctx, set: merged.Select(ctx, sortSeries, hints, matchers...)}
+	wait := q.begin(ctx, request{timeRange: q.span(hints), hints: hints, matchers: matchers})
+	return &awaited[storage.ChunkSeries, storage.ChunkSeriesSet]{ctx: ctx, open: func() (storage.ChunkSeriesSet, error) {
+		readers, err := wait()
+		if err != nil {
+			return nil, err
+		}
+		return mergeChunks(readers).Select(ctx, sortSeries, hints, matchers...), nil
+	}}
 }
 
 func (q *chunkQuerier) LabelValues(ctx context.Context, name string, hints *storage.LabelHints, matchers ...*labels.Matcher) ([]string, annotations.Annotations, error) {
-	merged, err := q.merged(ctx, q.timeRange)
-	if err != nil {
-		return nil, nil, err
-	}
-	return q.labelValues(ctx, merged, name, hints, matchers)
+	merge := func(readers []storage.ChunkQuerier) storage.LabelQuerier { return mergeChunks(readers) }
+	return q.labelValues(ctx, merge, name, hints, matchers)
 }
 
 func (q *chunkQuerier) LabelNames(ctx context.Context, hints *storage.LabelHints, matchers ...*labels.Matcher) ([]string, annotations.Annotations, error) {
-	merged, err := q.merged(ctx, q.timeRange)
-	if err != nil {
-		return nil, nil, err
-	}
-	return q.labelNames(ctx, merged, hints, matchers)
+	merge := func(readers []storage.ChunkQuerier) storage.LabelQuerier { return mergeChunks(readers) }
+	return q.labelNames(ctx, merge, hints, matchers)
 }
 
-// stoppable is a series set that ends with an error when ctx does, and says why.
-type stoppable[T any, S interface {
+// awaited is a series set that is waited for when it is first looked at, so that all
+// selectors of an expression are read at the same time. It ends with an error when ctx
+// does, and says why.
+type awaited[T any, S interface {
+	comparable
 	Next() bool
 	At() T
 	Err() error
 	Warnings() annotations.Annotations
 }] struct {
-	ctx context.Context //nolint:containedctx // the context of one Select, for the life of its result
-	set S
-	err error
+	ctx  context.Context //nolint:containedctx // the context of one Select, for the life of its result
+	open func() (S, error)
+	set  S // nil until it was opened
+	err  error
 }
 
-func (s *stoppable[T, S]) Next() bool {
+func (s *awaited[T, S]) Next() bool {
 	if s.err != nil {
 		return false
 	}
 	if s.err = s.ctx.Err(); s.err != nil {
 		return false
 	}
+	if s.open != nil {
+		s.set, s.err = s.open()
+		s.open = nil
+		if s.err != nil {
+			return false
+		}
+	}
 	return s.set.Next()
 }
 
-func (s *stoppable[T, S]) At() T { return s.set.At() }
+func (s *awaited[T, S]) At() T { return s.set.At() }
 
-func (s *stoppable[T, S]) Err() error {
-	if s.err != nil {
+func (s *awaited[T, S]) Err() error {
+	var none S
+	if s.err != nil || s.set == none {
 		return causeOf(s.ctx, s.err)
 	}
 	return causeOf(s.ctx, s.set.Err())
 }
 
-func (s *stoppable[T, S]) Warnings() annotations.Annotations { return s.set.Warnings() }
+func (s *awaited[T, S]) Warnings() annotations.Annotations {
+	var none S
+	if s.set == none {
+		return nil
+	}
+	return s.set.Warnings()
+}

@@ -32,7 +32,10 @@ func (q *Querier) metadata(r *http.Request, id tenant.ID) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	found := q.ingester.Metadata(id, r.FormValue("metric"))
+	found, err := q.edge.metadata(r.Context(), id, r.FormValue("metric"))
+	if err != nil {
+		return nil, fmt.Errorf("read metadata: %w", err)
+	}
 	names := slices.Sorted(maps.Keys(found))
 	if limit > 0 && len(names) > limit {
 		names = names[:limit]
@@ -95,7 +98,11 @@ func (q *Querier) tsdbStatus(r *http.Request, id tenant.ID) (any, error) {
 		head     headStats
 		postings index.PostingsStats
 	)
-	if stats, ok := q.ingester.Stats(id, model.MetricNameLabel, limit); ok {
+	stats, err := q.edge.stats(r.Context(), id, model.MetricNameLabel, limit)
+	if err != nil {
+		return nil, fmt.Errorf("read statistics: %w", err)
+	}
+	if stats != nil {
 		if stats.IndexPostingStats != nil {
 			postings = *stats.IndexPostingStats
 		}

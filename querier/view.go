@@ -3,6 +3,7 @@ package querier
 import (
 	"cmp"
 	"slices"
+	"time"
 
 	"github.com/oklog/ulid/v2"
 	"github.com/prometheus/prometheus/tsdb"
@@ -14,13 +15,14 @@ import (
 type tenantView struct {
 	blocks []tsdb.BlockMeta // the blocks to read, by MinTime
 	known  map[ulid.ULID]struct{}
+	listed time.Time // when the listing began
 }
 
 // newTenantView decides which of the listed blocks are read: not one whose samples
 // are all in another (blockstore.Superseded), nor one that retention has marked. A
 // block that is marked because it was compacted is read until its descendant is listed.
-func newTenantView(listed map[ulid.ULID]blockstore.Block) *tenantView {
-	v := &tenantView{known: make(map[ulid.ULID]struct{}, len(listed))}
+func newTenantView(listed map[ulid.ULID]blockstore.Block, begun time.Time) *tenantView {
+	v := &tenantView{known: make(map[ulid.ULID]struct{}, len(listed)), listed: begun}
 	superseded := blockstore.Superseded(listed)
 	for id, b := range listed {
 		v.known[id] = struct{}{}

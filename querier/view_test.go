@@ -102,7 +102,7 @@ func TestAViewHasTheBlocksThatMustBeRead(t *testing.T) {
 				b.Meta.ULID = id(n)
 				listed[id(n)] = b
 			}
-			view := newTenantView(listed)
+			view := newTenantView(listed, time.Now())
 			var read []uint64
 			for _, meta := range view.overlapping(math.MinInt64, math.MaxInt64) {
 				read = append(read, meta.ULID.Time())
@@ -244,10 +244,10 @@ func TestNoGapWhileABlockMovesFromTheIngesterToTheBucket(t *testing.T) {
 	dir := blocktest.Write(t, t.TempDir(), 0, hour, blocktest.Floats("x", 0, hour, minute))
 	// While the query opens the ingester's querier, which finds nothing any more, the
 	// block appears in the bucket and in the view.
-	r.Querier.ingester = movingIngester{edge: r.ingester, move: func() {
+	r.Querier.edge = Direct(movingIngester{edge: r.ingester, move: func() {
 		r.uploadDir(alice, dir)
 		r.refresh()
-	}}
+	}})
 	n, err := count(t, as(alice), r.Queryable(), "x", 0, hour)
 	require.NoError(t, err)
 	require.Equal(t, 60, n)
@@ -435,7 +435,7 @@ func TestARestartUsesTheCopiesOnDisk(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(filepath.Join(dir, string(alice), other.String(), "meta.json"), meta, 0o644))
 
-	again, err := New(r.cfg, r.ingester, r.store, func(tenant.ID) tenant.Limits { return *r.limits }, nil, nil)
+	again, err := New(r.cfg, Direct(r.ingester), r.store, func(tenant.ID) tenant.Limits { return *r.limits }, nil, nil)
 	require.NoError(t, err)
 	require.NoError(t, again.blocks.adopt())
 	t.Cleanup(func() { require.NoError(t, again.blocks.close()) })

@@ -20,7 +20,7 @@ func (p *process) newQuerier(ing querier.Ingester) (*querier.Querier, error) {
 		c := p.reloader.current()
 		return c.text()
 	}
-	q, err := querier.New(cfg, ing, p.store, p.reloader.limits.of, p.logger.With("component", "querier"), p.registry)
+	q, err := querier.New(cfg, querier.Direct(ing), p.store, p.reloader.limits.of, p.logger.With("component", "querier"), p.registry)
 	if err != nil {
 		return nil, fmt.Errorf("start the querier: %w", err)
 	}

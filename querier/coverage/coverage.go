@@ -293,3 +293,17 @@ func (c *choice) spareAll(replicas []int) bool {
 	}
 	return true
 }
+
+// Copies returns how many members of a set have answered, on average over the sets.
+func (p *Plan) Copies(answered func(Replica) bool) float64 {
+	total := 0
+	for i, m := range p.replicas {
+		if answered(m.Replica) {
+			total += len(p.setsOf[i])
+		}
+	}
+	if len(p.sets) == 0 {
+		return 0
+	}
+	return float64(total) / float64(len(p.sets))
+}

@@ -68,7 +68,7 @@ func start(t *testing.T, idle time.Duration) *stack {
 	require.NoError(t, err)
 	qcfg := querier.Default()
 	qcfg.Dir = filepath.Join(dir, "querier")
-	made, err := querier.New(qcfg, ing, store, limitsOf, nil, nil)
+	made, err := querier.New(qcfg, querier.Direct(ing), store, limitsOf, nil, nil)
 	require.NoError(t, err)
 	q.Store(made)
 

@@ -1,0 +1,216 @@
+package querier
+
+import (
+	"maps"
+	"sync"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+
+	"github.com/hundredfold/hundredfold/internal/cluster"
+	"github.com/hundredfold/hundredfold/internal/hashring"
+	"github.com/hundredfold/hundredfold/internal/tenant"
+	"github.com/hundredfold/hundredfold/internal/wire"
+	"github.com/hundredfold/hundredfold/querier/coverage"
+)
+
+const (
+	// maxRemembered bounds the tenants of which anything is remembered. To forget costs
+	// a query that asks all ingesters.
+	maxRemembered = 20_000
+	// maxPlacements bounds the definitions of placements that are kept, and
+	// maxSets the replica sets that were computed of them, by tenant.
+	maxPlacements = 512
+	maxSets       = 4096
+	// cutsKept is how long the name of a block that was cut is remembered, which is
+	// of use for blocks that are younger than placementsNamed only.
+	cutsKept = 24 * time.Hour
+)
+
+// memory is what queries learn from the answers of ingesters for those that follow.
+// It is safe for concurrent use.
+type memory struct {
+	mu struct {
+		sync.Mutex
+		tenants    map[tenant.ID]*remembered
+		placements map[uint64]*cluster.Placement
+		sets       map[setsKey][]coverage.Set
+		// left is when an instance was first seen to have left.
+		left map[departure]time.Time
+	}
+}
+
+// remembered is what is known of one tenant.
+type remembered struct {
+	// placements are those that the tenant's samples may have been written under.
+	placements map[wire.PlacementRef]struct{}
+	// settled says that all ingesters that could be asked have been at least once.
+	settled bool
+	cuts    map[ulid.ULID]struct{} // blocks that ingesters cut
+	trimmed time.Time
+}
+
+type setsKey struct {
+	placement uint64
+	tenant    uint64 // 0 where the shard is all members
+	shard     int
+}
+
+func newMemory() *memory {
+	m := &memory{}
+	m.mu.tenants = map[tenant.ID]*remembered{}
+	m.mu.placements = map[uint64]*cluster.Placement{}
+	m.mu.sets = map[setsKey][]coverage.Set{}
+	m.mu.left = map[departure]time.Time{}
+	return m
+}
+
+// recall returns the placements that are known of a tenant, and whether all ingesters
+// were asked for them.
+func (m *memory) recall(id tenant.ID) (refs map[wire.PlacementRef]struct{}, settled bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	t := m.mu.tenants[id]
+	if t == nil {
+		return map[wire.PlacementRef]struct{}{}, false
+	}
+	settled = t.settled
+	for ref := range t.placements {
+		if m.mu.placements[ref.Hash] == nil {
+			// Its definition was let go. Whoever has samples of it names it again.
+			delete(t.placements, ref)
+			settled = false
+		}
+	}
+	return maps.Clone(t.placements), settled
+}
+
+// learn remembers what answers say of a tenant. named are the placements in them: of
+// all ingesters if full, so that others can be forgotten. settled says that all were
+// asked who could be.
+func (m *memory) learn(id tenant.ID, named map[wire.PlacementRef]struct{}, full, settled bool, cuts []ulid.ULID) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	t := m.mu.tenants[id]
+	if t == nil {
+		if len(m.mu.tenants) >= maxRemembered {
+			clear(m.mu.tenants)
+		}
+		t = &remembered{placements: map[wire.PlacementRef]struct{}{}, cuts: map[ulid.ULID]struct{}{}}
+		m.mu.tenants[id] = t
+	}
+	if full {
+		clear(t.placements)
+	}
+	maps.Copy(t.placements, named)
+	t.settled = t.settled || settled
+	for _, block := range cuts {
+		t.cuts[block] = struct{}{}
+	}
+	if now := time.Now(); now.Sub(t.trimmed) > time.Hour {
+		t.trimmed = now
+		oldest := ulid.Timestamp(now.Add(-cutsKept))
+		maps.DeleteFunc(t.cuts, func(block ulid.ULID, _ struct{}) bool { return block.Time() < oldest })
+	}
+}
+
+// wasCut reports whether an ingester is known to have cut a block of a tenant.
+func (m *memory) wasCut(id tenant.ID, block ulid.ULID) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	t := m.mu.tenants[id]
+	if t == nil {
+		return false
+	}
+	_, ok := t.cuts[block]
+	return ok
+}
+
+// knows reports whether a placement's definition is known.
+func (m *memory) knows(hash uint64) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.mu.placements[hash] != nil
+}
+
+// define remembers the definitions of placements.
+func (m *memory) define(placements ...*cluster.Placement) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, p := range placements {
+		if m.mu.placements[p.Hash()] != nil {
+			continue
+		}
+		if len(m.mu.placements) >= maxPlacements {
+			clear(m.mu.placements)
+		}
+		m.mu.placements[p.Hash()] = p
+	}
+}
+
+// sets returns the replica sets of a tenant under a placement.
+func (m *memory) sets(id tenant.ID, p *cluster.Placement, shard int) ([]coverage.Set, error) {
+	key := setsKey{placement: p.Hash(), tenant: hashring.TenantHash(string(id)), shard: shard}
+	if shard <= 0 || shard >= len(p.Members()) {
+		key.tenant, key.shard = 0, 0
+	}
+	m.mu.Lock()
+	sets, ok := m.mu.sets[key]
+	m.mu.Unlock()
+	if ok {
+		return sets, nil
+	}
+	sets, err := coverage.SetsOf(p, key.tenant, key.shard)
+	if err != nil {
+		return nil, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.mu.sets) >= maxSets {
+		clear(m.mu.sets)
+	}
+	m.mu.sets[key] = sets
+	return sets, nil
+}
+
+// placement returns the definition of a placement, or nil.
+func (m *memory) placement(hash uint64) *cluster.Placement {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.mu.placements[hash]
+}
+
+// departure is the version of a record with which an instance left.
+type departure struct {
+	id    string
+	epoch uint64
+}
+
+// leftSince returns when a record that says that its instance has left was first seen:
+// now, if it was not before.
+func (m *memory) leftSince(rec cluster.Record) time.Time {
+	key := departure{id: rec.ID, epoch: rec.Epoch}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	since, ok := m.mu.left[key]
+	if !ok {
+		since = time.Now()
+		m.mu.left[key] = since
+	}
+	return since
+}
+
+// observe notes who has left by now, and lets go of departures that are history.
+func (m *memory) observe(registry cluster.Registry) {
+	for _, rec := range registry.Records() {
+		if rec.State == cluster.Left {
+			m.leftSince(rec)
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	maps.DeleteFunc(m.mu.left, func(d departure, _ time.Time) bool {
+		rec, ok := registry.Get(d.id)
+		return !ok || rec.Epoch != d.epoch
+	})
+}

@@ -1,0 +1,274 @@
+package querier
+
+import (
+	"bytes"
+	"cmp"
+	"container/heap"
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/storage"
+	"github.com/prometheus/prometheus/tsdb/chunkenc"
+	"github.com/prometheus/prometheus/util/annotations"
+
+	"github.com/hundredfold/hundredfold/internal/frame"
+)
+
+// answeredLabels, answeredSamples and answeredChunks are readers of what was gathered
+// for one call. They answer that call, whatever they are asked.
+type answeredLabels struct{ *answer }
+
+func (a answeredLabels) LabelValues(context.Context, string, *storage.LabelHints, ...*labels.Matcher) ([]string, annotations.Annotations, error) {
+	return a.values, a.warnings, nil
+}
+
+func (a answeredLabels) LabelNames(context.Context, *storage.LabelHints, ...*labels.Matcher) ([]string, annotations.Annotations, error) {
+	return a.values, a.warnings, nil
+}
+
+func (answeredLabels) Close() error { return nil }
+
+type answeredSamples struct{ answeredLabels }
+
+func (a answeredSamples) Select(context.Context, bool, *storage.SelectHints, ...*labels.Matcher) storage.SeriesSet {
+	return sampleSet{newReplicaSet(a.answer)}
+}
+
+type answeredChunks struct{ answeredLabels }
+
+func (a answeredChunks) Select(context.Context, bool, *storage.SelectHints, ...*labels.Matcher) storage.ChunkSeriesSet {
+	return chunkSet{newReplicaSet(a.answer)}
+}
+
+// sampleSet and chunkSet are the two ways to look at a replicaSet.
+type sampleSet struct{ *replicaSet }
+
+func (s sampleSet) At() storage.Series { return s.at }
+
+type chunkSet struct{ *replicaSet }
+
+func (s chunkSet) At() storage.ChunkSeries { return (*replicatedChunks)(s.at) }
+
+// replicaSet merges the series of replicas, sorted by their labels. Chunks that several
+// have with the same bytes are kept once, so that in the normal case nothing is
+// decoded twice. Everything aliases the frames, which nobody writes to.
+type replicaSet struct {
+	answer  *answer
+	streams streamHeap
+	opened  bool
+	at      *replicatedSeries
+	err     error
+
+	merging []sourcedChunk // of the series at hand
+	chunks  arena[sourcedChunk]
+	series  arena[replicatedSeries]
+}
+
+func newReplicaSet(a *answer) *replicaSet { return &replicaSet{answer: a} }
+
+func (s *replicaSet) Next() bool {
+	if s.err != nil {
+		return false
+	}
+	if !s.opened {
+		s.opened = true
+		for i, frames := range s.answer.streams {
+			s.streams = append(s.streams, &stream{frames: frames, source: sourceOf(i), reader: frame.NewSelectReader(nil)})
+		}
+		s.streams = slices.DeleteFunc(s.streams, func(st *stream) bool { return !s.advance(st) })
+		heap.Init(&s.streams)
+	}
+	if s.err != nil || len(s.streams) == 0 {
+		return false
+	}
+	first := s.streams[0]
+	key, ls := first.key(), first.series()
+	s.merging = s.merging[:0]
+	for len(s.streams) > 0 && (bytes.Equal(s.streams[0].key(), key)) {
+		st := s.streams[0]
+		for _, c := range st.reader.Chunks() {
+			s.merging = append(s.merging, sourcedChunk{Chunk: c, sources: st.source})
+		}
+		if s.advance(st) {
+			heap.Fix(&s.streams, 0)
+		} else {
+			heap.Pop(&s.streams)
+		}
+		if s.err != nil {
+			return false
+		}
+	}
+	s.at = s.series.one()
+	*s.at = replicatedSeries{labels: ls, within: s.answer.within, chunks: s.deduplicate()}
+	return true
+}
+
+// advance steps st to its next series.
+func (s *replicaSet) advance(st *stream) bool {
+	ok, err := st.next()
+	if err != nil {
+		s.err = fmt.Errorf("read what an ingester sent: %w", err)
+	}
+	return ok
+}
+
+// deduplicate returns the chunks of the series at hand by time, those with the same
+// bytes once.
+func (s *replicaSet) deduplicate() []sourcedChunk {
+	all := s.merging
+	slices.SortStableFunc(all, func(a, b sourcedChunk) int {
+		return cmp.Or(cmp.Compare(a.MinTime, b.MinTime), cmp.Compare(a.MaxTime, b.MaxTime))
+	})
+	kept := all[:0]
+	for _, c := range all {
+		if i := sameChunk(kept, c); i >= 0 {
+			kept[i].sources |= c.sources
+			continue
+		}
+		kept = append(kept, c)
+	}
+	if dropped := len(all) - len(kept); dropped > 0 {
+		s.answer.dropped(dropped)
+	}
+	return s.chunks.copyOf(kept)
+}
+
+// sameChunk returns where in kept, which is sorted, there is a chunk with the bytes of c,
+// or -1.
+func sameChunk(kept []sourcedChunk, c sourcedChunk) int {
+	for i := len(kept) - 1; i >= 0 && kept[i].MinTime == c.MinTime && kept[i].MaxTime == c.MaxTime; i-- {
+		if kept[i].Encoding == c.Encoding && bytes.Equal(kept[i].Data, c.Data) {
+			return i
+		}
+	}
+	return -1
+}
+
+func (s *replicaSet) Err() error { return s.err }
+
+func (s *replicaSet) Warnings() annotations.Annotations { return s.answer.warnings }
+
+// arena hands out values in slabs, which is far cheaper than one by one. What it hands
+// out lives as long as the slab.
+type arena[T any] struct{ free []T }
+
+const slab = 512
+
+func (a *arena[T]) one() *T {
+	if len(a.free) == 0 {
+		a.free = make([]T, slab)
+	}
+	v := &a.free[0]
+	a.free = a.free[1:]
+	return v
+}
+
+func (a *arena[T]) copyOf(values []T) []T {
+	if len(values) > len(a.free) {
+		if len(values) > slab/4 {
+			return slices.Clone(values)
+		}
+		a.free = make([]T, slab)
+	}
+	out := a.free[:len(values):len(values)]
+	a.free = a.free[len(values):]
+	copy(out, values)
+	return out
+}
+
+// sources is a set of replicas. Those beyond the 64th are in none: then it is only not
+// known that two chunks are of the same replica.
+type sources uint64
+
+func sourceOf(replica int) sources {
+	if replica >= 64 {
+		return 0
+	}
+	return 1 << replica
+}
+
+// sourcedChunk is a chunk and who has it.
+type sourcedChunk struct {
+	frame.Chunk
+	sources sources
+}
+
+// stream is what one ingester sent.
+type stream struct {
+	frames [][]byte
+	source sources
+	reader *frame.SelectReader
+	labels labels.Labels
+	made   bool // labels are of the series at hand
+}
+
+// next steps to the next series; false is the end.
+func (st *stream) next() (bool, error) {
+	st.made = false
+	for !st.reader.Next() {
+		if err := st.reader.Err(); err != nil {
+			return false, err
+		}
+		if len(st.frames) == 0 {
+			return false, nil
+		}
+		st.reader.Reset(st.frames[0])
+		st.frames = st.frames[1:]
+	}
+	return true, nil
+}
+
+// key is equal for equal labels; it is good as long as the frames.
+func (st *stream) key() []byte { return st.reader.LabelBytes() }
+
+// series returns the labels of the series at hand. They are made when somebody needs
+// them, which of most replicas nobody does.
+func (st *stream) series() labels.Labels {
+	if !st.made {
+		st.labels, st.made = st.reader.Labels(), true
+	}
+	return st.labels
+}
+
+// streamHeap has the stream with the lowest labels first.
+type streamHeap []*stream
+
+func (h streamHeap) Len() int      { return len(h) }
+func (h streamHeap) Swap(i, j int) { h[i], h[j] = h[j], h[i] }
+
+func (h streamHeap) Less(i, j int) bool {
+	if bytes.Equal(h[i].key(), h[j].key()) {
+		return false
+	}
+	return labels.Compare(h[i].series(), h[j].series()) < 0
+}
+
+// Push implements heap.Interface; streams are only taken away.
+func (h *streamHeap) Push(any) { panic("BUG: a stream is added") }
+
+func (h *streamHeap) Pop() any {
+	last := (*h)[len(*h)-1]
+	*h = (*h)[:len(*h)-1]
+	return last
+}
+
+// replicatedSeries is a series as its replicas have it. Its chunks are sorted by time;
+// they overlap where replicas differ.
+type replicatedSeries struct {
+	labels labels.Labels
+	within timeRange
+	chunks []sourcedChunk
+}
+
+func (s *replicatedSeries) Labels() labels.Labels { return s.labels }
+
+func (s *replicatedSeries) Iterator(it chunkenc.Iterator) chunkenc.Iterator {
+	reused, ok := it.(*replicaIterator)
+	if !ok {
+		reused = &replicaIterator{}
+	}
+	reused.reset(s.chunks, s.within)
+	return reused
+}

@@ -1,0 +1,234 @@
+package querier
+
+import (
+	"fmt"
+	"math"
+
+	"github.com/prometheus/prometheus/model/histogram"
+	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/storage"
+	"github.com/prometheus/prometheus/tsdb/chunkenc"
+	"github.com/prometheus/prometheus/tsdb/chunks"
+)
+
+// segment returns the end of the chunks that begin at start and overlap one another,
+// and the time of their last sample.
+func segment(all []sourcedChunk, start int) (end int, maxt int64) {
+	end, maxt = start+1, all[start].MaxTime
+	for end < len(all) && all[end].MinTime <= maxt {
+		maxt = max(maxt, all[end].MaxTime)
+		end++
+	}
+	return end, maxt
+}
+
+// replicaIterator iterates over the samples of a series: segment by segment, of which
+// one that is a single chunk is just decoded. Of samples with one timestamp one counts.
+type replicaIterator struct {
+	chunks []sourcedChunk
+	within timeRange
+
+	at    chunkenc.Iterator // of the segment at hand; nil before the first and after the last
+	kind  chunkenc.ValueType
+	next  int               // the first chunk after the segment at hand
+	plain chunkenc.Iterator // reused for segments of one chunk
+	err   error
+
+	// A histogram says whether its counters were reset since the sample before it. That
+	// holds for the first sample of a chunk only if the chunk before is of the same
+	// replica.
+	before sources // who has the segment at hand, if it is a single chunk
+	apart  bool    // the segment at hand follows one of others
+	first  bool    // the sample at hand is the segment's first
+}
+
+func (it *replicaIterator) reset(all []sourcedChunk, within timeRange) {
+	*it = replicaIterator{chunks: all, within: within, plain: it.plain}
+	for it.next < len(all) && all[it.next].MaxTime < within.mint {
+		it.next++
+	}
+}
+
+// open opens the next segment that has samples at or after t.
+func (it *replicaIterator) open(t int64) bool {
+	it.at = nil
+	for it.next < len(it.chunks) {
+		start := it.next
+		end, maxt := segment(it.chunks, start)
+		if it.chunks[start].MinTime > it.within.maxt {
+			break
+		}
+		it.next = end
+		it.apart = start > 0 && (end-start > 1 || it.before&it.chunks[start].sources == 0)
+		it.before = 0
+		if end-start == 1 {
+			it.before = it.chunks[start].sources
+		}
+		if maxt < t {
+			continue
+		}
+		it.at, it.err = it.iterator(it.chunks[start:end])
+		return it.err == nil
+	}
+	it.next = len(it.chunks)
+	return false
+}
+
+func (it *replicaIterator) iterator(segment []sourcedChunk) (chunkenc.Iterator, error) {
+	if len(segment) == 1 {
+		chunk, err := chunkenc.FromData(segment[0].Encoding, segment[0].Data)
+		if err != nil {
+			return nil, fmt.Errorf("a chunk that an ingester sent: %w", err)
+		}
+		it.plain = chunk.Iterator(it.plain)
+		return it.plain, nil
+	}
+	iterators := make([]chunkenc.Iterator, len(segment))
+	for i := range segment {
+		chunk, err := chunkenc.FromData(segment[i].Encoding, segment[i].Data)
+		if err != nil {
+			return nil, fmt.Errorf("a chunk that an ingester sent: %w", err)
+		}
+		iterators[i] = chunk.Iterator(nil)
+	}
+	return storage.ChainSampleIteratorFromIterators(nil, iterators), nil
+}
+
+func (it *replicaIterator) Next() chunkenc.ValueType {
+	if it.at == nil {
+		return it.enter(it.within.mint)
+	}
+	it.first = false
+	if it.kind = it.at.Next(); it.kind != chunkenc.ValNone {
+		return it.clip()
+	}
+	if it.err = it.at.Err(); it.err != nil {
+		return it.end()
+	}
+	return it.enter(math.MinInt64)
+}
+
+func (it *replicaIterator) Seek(t int64) chunkenc.ValueType { //nolint:govet // the name is chunkenc.Iterator's
+	t = max(t, it.within.mint)
+	if it.at == nil {
+		return it.enter(t)
+	}
+	if it.kind != chunkenc.ValNone && it.at.AtT() >= t {
+		return it.kind
+	}
+	it.first = false
+	if it.kind = it.at.Seek(t); it.kind != chunkenc.ValNone {
+		return it.clip()
+	}
+	if it.err = it.at.Err(); it.err != nil {
+		return it.end()
+	}
+	return it.enter(t)
+}
+
+// enter steps to the first sample at or after t of those segments that follow.
+func (it *replicaIterator) enter(t int64) chunkenc.ValueType {
+	for it.err == nil && it.open(t) {
+		it.first = true
+		if t == math.MinInt64 {
+			it.kind = it.at.Next()
+		} else {
+			it.kind = it.at.Seek(t)
+		}
+		if it.kind != chunkenc.ValNone {
+			return it.clip()
+		}
+		it.err = it.at.Err()
+	}
+	return it.end()
+}
+
+// clip ends the iteration at the end of the time range.
+func (it *replicaIterator) clip() chunkenc.ValueType {
+	if it.at.AtT() > it.within.maxt {
+		return it.end()
+	}
+	return it.kind
+}
+
+func (it *replicaIterator) end() chunkenc.ValueType {
+	it.at, it.next, it.kind = nil, len(it.chunks), chunkenc.ValNone
+	return chunkenc.ValNone
+}
+
+func (it *replicaIterator) At() (int64, float64) { return it.at.At() }
+func (it *replicaIterator) AtT() int64           { return it.at.AtT() }
+func (it *replicaIterator) AtST() int64          { return it.at.AtST() }
+func (it *replicaIterator) Err() error           { return it.err }
+
+func (it *replicaIterator) AtHistogram(h *histogram.Histogram) (int64, *histogram.Histogram) {
+	t, h := it.at.AtHistogram(h)
+	if it.first && it.apart && h.CounterResetHint != histogram.GaugeType {
+		h.CounterResetHint = histogram.UnknownCounterReset
+	}
+	return t, h
+}
+
+func (it *replicaIterator) AtFloatHistogram(h *histogram.FloatHistogram) (int64, *histogram.FloatHistogram) {
+	t, h := it.at.AtFloatHistogram(h)
+	if it.first && it.apart && h.CounterResetHint != histogram.GaugeType {
+		h.CounterResetHint = histogram.UnknownCounterReset
+	}
+	return t, h
+}
+
+// replicatedChunks is a replicatedSeries as chunks that do not overlap.
+type replicatedChunks replicatedSeries
+
+func (s *replicatedChunks) Labels() labels.Labels { return s.labels }
+
+func (s *replicatedChunks) Iterator(chunks.Iterator) chunks.Iterator {
+	return &segmentIterator{series: (*replicatedSeries)(s)}
+}
+
+// segmentIterator iterates over the chunks of a series. One that nothing overlaps is
+// passed on as it is; others, and those that reach out of the time range, are encoded
+// anew.
+type segmentIterator struct {
+	series *replicatedSeries
+	next   int
+	anew   chunks.Iterator // of the segment at hand; nil: it is passed on
+	at     chunks.Meta
+	err    error
+}
+
+func (it *segmentIterator) Next() bool {
+	all, within := it.series.chunks, it.series.within
+	for it.err == nil {
+		if it.anew != nil {
+			if it.anew.Next() {
+				it.at = it.anew.At()
+				return true
+			}
+			it.err, it.anew = it.anew.Err(), nil
+			continue
+		}
+		if it.next >= len(all) || all[it.next].MinTime > within.maxt {
+			return false
+		}
+		start := it.next
+		end, maxt := segment(all, start)
+		it.next = end
+		if maxt < within.mint {
+			continue
+		}
+		if end-start == 1 && all[start].MinTime >= within.mint && maxt <= within.maxt {
+			if it.at, it.err = all[start].Meta(); it.err != nil {
+				return false
+			}
+			return true
+		}
+		it.anew = storage.NewSeriesToChunkEncoder(&replicatedSeries{
+			labels: it.series.labels, within: within, chunks: all[start:end],
+		}).Iterator(nil)
+	}
+	return false
+}
+
+func (it *segmentIterator) At() chunks.Meta { return it.at }
+func (it *segmentIterator) Err() error      { return it.err }
