@@ -22,6 +22,8 @@ const (
 	// deliveryBytes how much goes into one message. A single series may exceed both.
 	partBytes     = 4 << 20
 	deliveryBytes = 16 << 20
+	// keptPerSeries is what a call keeps of a series besides its frame, in bytes.
+	keptPerSeries = 16 + sightingSize + 8
 	// nowhere is the group of a series that is not sent.
 	nowhere = -1
 )
@@ -63,7 +65,7 @@ type delivery struct {
 	node   int
 	groups []*group
 	again  *part
-	bytes  int64
+	bytes  int64 // of the frames; once it is sent, all that waits for the answer
 	why    error // why votes are missing; guarded by call.mu
 	open   bool  // no answer yet; guarded by call.mu
 	learns bool  // the ingester may well not know series
@@ -294,6 +296,9 @@ func (c *call) sendLocked(d *delivery) {
 		c.missLocked(d, c.routes.nodes[d.node].why)
 		return
 	}
+	for p := range d.parts() {
+		d.bytes += int64(len(p.series)) * keptPerSeries
+	}
 	c.refs.Add(2)
 	c.mu.outstanding++
 	d.open = true
@@ -469,7 +474,9 @@ func (c *call) lateLocked(d *delivery, resp *ingestv1.PushResponse, err error) {
 	if len(result.Unknown) == 0 {
 		return
 	}
-	d.link.learning.Store(true)
+	if time.Since(d.since) < c.r.teaching {
+		d.link.learning.Store(true) // Waiting for it would have helped.
+	}
 	var series []uint32
 	for p := range d.parts() {
 		series = append(series, p.series...)

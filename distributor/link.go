@@ -56,7 +56,7 @@ type link struct {
 	logger      *slog.Logger
 	metrics     *linkMetrics
 	limit       int64         // of the bytes of unanswered deliveries
-	patience    time.Duration // how long a delivery may be unanswered
+	patience    time.Duration // how long the ingester may be silent
 	cancel      context.CancelFunc
 
 	// learning is set as long as the ingester, which was started not long ago, keeps
@@ -75,6 +75,7 @@ type link struct {
 		pending map[uint64]*delivery // unanswered, those in the queue included
 		bytes   int64                // of the pending
 		lastID  uint64
+		heard   time.Time     // when there was an answer, or nothing to answer
 		idle    chan struct{} // if not nil, closed when nothing is pending
 	}
 }
@@ -107,6 +108,9 @@ func (l *link) send(d *delivery) error {
 	}
 	l.mu.lastID++
 	d.id, d.since = l.mu.lastID, time.Now()
+	if len(l.mu.pending) == 0 {
+		l.mu.heard = d.since
+	}
 	l.mu.queue = append(l.mu.queue, d)
 	l.mu.pending[d.id] = d
 	l.mu.bytes += d.bytes
@@ -240,6 +244,7 @@ func (l *link) take(id uint64) *delivery {
 		return nil
 	}
 	delete(l.mu.pending, id)
+	l.mu.heard = time.Now()
 	l.mu.bytes -= d.bytes
 	l.gaugeLocked()
 	if l.mu.idle != nil && len(l.mu.pending) == 0 {
@@ -297,16 +302,13 @@ func (l *link) retire() {
 	l.cancel()
 }
 
-// check ends the stream if a delivery has waited too long for its answer. Whatever
-// keeps the ingester from answering, it must not fill the queue for ever.
+// check ends the stream if the ingester has been silent for too long. Whatever keeps it
+// from answering, it must not hold what it was sent for ever.
 func (l *link) check(now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, d := range l.mu.pending {
-		if l.mu.stop != nil && now.Sub(d.since) > l.patience {
-			l.mu.stop()
-			return
-		}
+	if l.mu.stop != nil && len(l.mu.pending) > 0 && now.Sub(l.mu.heard) > l.patience {
+		l.mu.stop()
 	}
 }
 

@@ -396,7 +396,7 @@ func (r *ring) die(i int) {
 	rep.kill()
 	r.dead[rep.id] = true
 	r.publish()
-	r.eventually(func() bool { return r.reached(rep.id) != nil })
+	r.eventually(func() bool { return errors.Is(r.reached(rep.id), errDead) })
 }
 
 // revive starts replica number i again.

@@ -22,8 +22,8 @@ import (
 
 // ReplicatorConfig says how much memory a Replicator takes.
 type ReplicatorConfig struct {
-	// QueueBytes bounds what is sent to one ingester and not yet answered: 1 MiB or
-	// more. What comes beyond it goes to the other replicas only.
+	// QueueBytes bounds the memory of what is sent to one ingester and not yet
+	// answered: 1 MiB or more. What comes beyond it goes to the other replicas only.
 	QueueBytes int64
 	// CacheBytes bounds the memory for series that were seen before: 1 MiB or more. A
 	// series takes 43 to 85 bytes; those that come and go need twice that.
@@ -50,7 +50,8 @@ func (c ReplicatorConfig) Validate() error {
 }
 
 const (
-	// patience is how long a request may wait for ingesters.
+	// patience is how long a request may wait for ingesters, and how long an ingester
+	// may be silent that has something to answer.
 	patience = 30 * time.Second
 	// teachingTime is how long an answer waits for ingesters that are new and may have to
 	// be told labels, which only the request has. Without it, they would miss the
@@ -58,7 +59,7 @@ const (
 	teachingTime = 250 * time.Millisecond
 	// drainTime is how long requests may take to finish at the end.
 	drainTime = 5 * time.Second
-	// checkInterval is how often requests without an answer are looked for.
+	// checkInterval is how often ingesters that do not answer are looked for.
 	checkInterval = time.Second
 )
 
@@ -203,8 +204,22 @@ func (c *call) wait(ctx context.Context, b *write.Batch) (write.Result, error) {
 		case <-c.signal:
 		case <-timer.C:
 			waited = errTimeout
+			if teaching {
+				c.giveUpTeaching()
+			}
 		case <-ctx.Done():
 			waited = fmt.Errorf("no answer before the sender gave up: %w", context.Cause(ctx))
+		}
+	}
+}
+
+// giveUpTeaching makes answers not wait for the ingesters that kept this one waiting.
+func (c *call) giveUpTeaching() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, d := range c.mu.deliveries {
+		if d.open && d.learns {
+			d.link.learning.Store(false)
 		}
 	}
 }

@@ -409,8 +409,10 @@ func (c *call) explainLocked(failed []*group, waited error) error {
 		if missing := c.routes.rf() - len(g.members); missing > 0 {
 			fmt.Fprintf(&b, "; it has %d of %d ingesters", len(g.members), c.routes.rf())
 		}
+		said := map[int]bool{}
 		for _, d := range slices.Concat(c.mu.deliveries, c.mu.resends) {
-			if why := d.whyMissing(waited); why != nil && slices.Contains(g.members, d.node) {
+			if why := d.whyMissing(waited); why != nil && slices.Contains(g.members, d.node) && !said[d.node] {
+				said[d.node] = true
 				fmt.Fprintf(&b, "; %s: %s", c.routes.nodes[d.node].id, why)
 			}
 		}

@@ -210,6 +210,7 @@ func TestASlowTeacherDoesNotHoldUpAnAnswerForLong(t *testing.T) {
 	result, err := r.Push(t.Context(), "team", batchOf(1, now))
 	require.NoError(t, err)
 	require.Equal(t, 1, result.Written.Samples)
+	require.False(t, r.routes.Load().nodes[2].link.learning.Load(), "the next answer does not wait for it at all")
 }
 
 func TestASeriesWithoutSamplesIsAnItemItself(t *testing.T) {
