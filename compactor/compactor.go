@@ -12,6 +12,12 @@
 // remembered elsewhere. A block that cannot be read is marked, reported and left
 // alone; the others are compacted without it.
 //
+// Several compactors share the tenants: each works on those that it owns. When they
+// disagree for a while on who owns what, a visit in the bucket keeps the second one
+// away; and if both work on a tenant all the same, what they do is correct, only done
+// twice: results of the same sources supersede each other, those that overlap are
+// merged, and what is deleted was superseded for as long as DeletionDelay.
+//
 // The compactor neither answers queries nor knows who does; it relies on readers
 // to follow blockstore.Superseded.
 package compactor
@@ -74,6 +80,8 @@ type Compactor struct {
 	cfg     Config
 	store   *blockstore.Store
 	limits  tenant.LimitsFunc
+	owns    func(tenant.ID) bool
+	visits  *visits // nil: there are no other compactors
 	logger  *slog.Logger
 	metrics *metrics
 	now     func() time.Time
@@ -97,24 +105,47 @@ type sighting struct {
 	quarantined int // blocks that are left alone
 }
 
-// New returns a Compactor that works on the blocks in store.
-func New(cfg Config, store *blockstore.Store, limits tenant.LimitsFunc, logger *slog.Logger, reg prometheus.Registerer) (*Compactor, error) {
+// Deps are what a Compactor works with.
+type Deps struct {
+	// Store holds the blocks. What is in its previous bucket only is left alone.
+	Store  *blockstore.Store
+	Limits tenant.LimitsFunc
+	// Owns tells which tenants are this compactor's; it may change its mind at any time
+	// and MUST NOT block. Nil: all are, and there is no other compactor.
+	Owns func(tenant.ID) bool
+	// Instance is the ID of this process among those that share the bucket. It is needed
+	// with Owns.
+	Instance string
+
+	Logger     *slog.Logger          // nil: nothing is logged
+	Registerer prometheus.Registerer // nil: nothing is counted
+}
+
+// New returns a Compactor that works on the blocks in deps.Store.
+func New(cfg Config, deps Deps) (*Compactor, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	if logger == nil {
-		logger = slog.New(slog.DiscardHandler)
-	}
-	return &Compactor{
+	c := &Compactor{
 		cfg:      cfg,
-		store:    store,
-		limits:   limits,
-		logger:   logger,
-		metrics:  newMetrics(reg),
+		store:    deps.Store,
+		limits:   deps.Limits,
+		owns:     deps.Owns,
+		logger:   deps.Logger,
+		metrics:  newMetrics(deps.Registerer),
 		now:      time.Now,
 		seen:     make(map[tenant.ID]sighting),
 		reported: make(map[blockName]struct{}),
-	}, nil
+	}
+	if c.logger == nil {
+		c.logger = slog.New(slog.DiscardHandler)
+	}
+	if c.owns == nil {
+		c.owns = func(tenant.ID) bool { return true }
+	} else {
+		c.visits = newVisits(c.store, deps.Instance, c.logger)
+	}
+	return c, nil
 }
 
 // Run makes a pass over all tenants at once and then at each interval, until ctx
@@ -160,10 +191,13 @@ func (c *Compactor) pass(ctx context.Context) error {
 	present := make(map[tenant.ID]struct{}, len(ids))
 	var errs []error
 	for _, id := range ids {
-		present[id] = struct{}{}
 		if err := ctx.Err(); err != nil {
 			return errors.Join(append(errs, err)...)
 		}
+		if !c.owns(id) {
+			continue
+		}
+		present[id] = struct{}{}
 		if err := c.tenant(ctx, id); err != nil {
 			errs = append(errs, fmt.Errorf("tenant %s: %w", id, err))
 		}
@@ -173,37 +207,81 @@ func (c *Compactor) pass(ctx context.Context) error {
 			delete(c.seen, id)
 		}
 	}
+	if c.visits != nil {
+		c.visits.forget(present)
+	}
 	c.showSightings()
 	return errors.Join(errs...)
 }
 
-// tenant does all that there is to do for one tenant now. No job is tried twice in
-// a pass, so one that fails is left for the next, and the others go on.
+// tenant does all that there is to do for one tenant now, unless another compactor
+// works on it.
 func (c *Compactor) tenant(ctx context.Context, id tenant.ID) error {
+	blocks, partial, err := c.store.Blocks(ctx, id)
+	if err != nil {
+		return err
+	}
+	errs := []error{c.cleanPartial(ctx, id, partial)}
+	todo := c.plan(id, blocks, partial)
+	if todo.none() {
+		return errors.Join(errs...)
+	}
+	if c.visits == nil {
+		return errors.Join(append(errs, c.work(ctx, id, todo))...)
+	}
+	visit, end, err := c.visits.begin(ctx, id)
+	if errors.Is(err, errVisited) {
+		c.metrics.yielded.Inc()
+		return errors.Join(errs...)
+	}
+	if err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	// Whoever was here a moment ago may have done it.
+	if todo, err = c.look(visit, id); err == nil {
+		err = c.work(visit, id, todo)
+	}
+	if errors.Is(context.Cause(visit), errVisited) {
+		c.metrics.yielded.Inc()
+		err = nil // it is the other one's business now
+	}
+	return errors.Join(append(errs, err, end())...)
+}
+
+// look lists the blocks of a tenant and says what is to be done with them.
+func (c *Compactor) look(ctx context.Context, id tenant.ID) (actions, error) {
+	blocks, partial, err := c.store.Blocks(ctx, id)
+	if err != nil {
+		return actions{}, err
+	}
+	return c.plan(id, blocks, partial), nil
+}
+
+func (c *Compactor) plan(id tenant.ID, blocks map[ulid.ULID]blockstore.Block, partial []ulid.ULID) actions {
+	todo := plan(state{
+		blocks:        blocks,
+		now:           c.now(),
+		retention:     time.Duration(c.limits(id).Retention),
+		deletionDelay: time.Duration(c.cfg.DeletionDelay),
+	})
+	c.sight(id, blocks, partial, todo)
+	return todo
+}
+
+// work does what is to be done, and what there is to do after that, as long as the
+// tenant is this compactor's. No job is tried twice in a pass, so one that fails is left
+// for the next, and the others go on.
+func (c *Compactor) work(ctx context.Context, id tenant.ID, todo actions) error {
 	var errs []error
 	tried := make(map[string]struct{})
-	for first := true; ; first = false {
-		blocks, partial, err := c.store.Blocks(ctx, id)
-		if err != nil {
-			return errors.Join(append(errs, err)...)
-		}
-		if first {
-			errs = append(errs, c.cleanPartial(ctx, id, partial))
-		}
-		todo := plan(state{
-			blocks:        blocks,
-			now:           c.now(),
-			retention:     time.Duration(c.limits(id).Retention),
-			deletionDelay: time.Duration(c.cfg.DeletionDelay),
-		})
-		c.sight(id, blocks, partial, todo)
+	for c.owns(id) {
 		if err := c.retain(ctx, id, todo); err != nil {
 			// What cannot be marked now, cannot be uploaded either.
 			return errors.Join(append(errs, err)...)
 		}
 		job, ok := next(todo.compactions, tried)
 		if !ok {
-			return errors.Join(errs...)
+			break
 		}
 		tried[job.key()] = struct{}{}
 		if err := c.compact(ctx, id, job); err != nil {
@@ -213,7 +291,12 @@ func (c *Compactor) tenant(ctx context.Context, id tenant.ID) error {
 			c.metrics.compactionFailures.Inc()
 			errs = append(errs, err)
 		}
+		var err error
+		if todo, err = c.look(ctx, id); err != nil {
+			return errors.Join(append(errs, err)...)
+		}
 	}
+	return errors.Join(errs...)
 }
 
 // next returns the first job that was not tried in this pass.

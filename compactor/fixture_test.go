@@ -63,7 +63,10 @@ func fixtureOver(t *testing.T, store *blockstore.Store) *fixture {
 	config := Default()
 	config.Dir = filepath.Join(t.TempDir(), "work")
 	var err error
-	f.Compactor, err = New(config, store, limits, slog.New(slog.NewTextHandler(&f.log, nil)), prometheus.NewRegistry())
+	f.Compactor, err = New(config, Deps{
+		Store: store, Limits: limits,
+		Logger: slog.New(slog.NewTextHandler(&f.log, nil)), Registerer: prometheus.NewRegistry(),
+	})
 	require.NoError(t, err)
 	f.now = func() time.Time { return f.clock }
 	return f

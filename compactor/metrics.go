@@ -23,6 +23,7 @@ type metrics struct {
 	quarantined     prometheus.Counter
 	quarantinedNow  prometheus.Gauge
 	backlog         prometheus.Gauge
+	yielded         prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -61,5 +62,6 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		quarantined:    counter("blocks_quarantined_total", "Blocks found damaged, which are left alone from then on."),
 		quarantinedNow: gauge("quarantined_blocks", "Blocks that are left alone: damaged, marked by hand, or with a meta.json that cannot be understood."),
 		backlog:        gauge("backlog_compactions", "Compactions that are planned and not yet done."),
+		yielded:        counter("visits_yielded_total", "Times that a tenant was left to another compactor which works on it."),
 	}
 }

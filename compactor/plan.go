@@ -44,6 +44,11 @@ type actions struct {
 	compactions []compaction
 }
 
+// none reports whether there is nothing to be done.
+func (a actions) none() bool {
+	return len(a.marks)+len(a.unmarks)+len(a.deletions)+len(a.compactions) == 0
+}
+
 // mark says that a block is to be marked for deletion.
 type mark struct {
 	block  ulid.ULID
@@ -83,6 +88,9 @@ func (c compaction) key() string {
 //     blocks in the largest range that has settled at once. Within 2 h there are
 //     several blocks only if they overlap or a head was cut early.
 //
+// Blocks that are in the previous bucket only are not touched, and a range with one
+// waits until it has been copied, so that it is compacted once.
+//
 // Blocks longer than 24 h, or across the bounds of a day, are left alone, as are
 // those with a mark against compaction. Blocks of stale or selected series, which
 // the TSDB keeps apart on an ingester's disk for the sake of its replay, are like
@@ -93,6 +101,9 @@ func plan(s state) actions {
 	view := make(map[ulid.ULID]blockstore.Block, len(s.blocks))
 	for _, id := range sorted(s.blocks) {
 		block := s.blocks[id]
+		if block.Previous {
+			continue
+		}
 		switch expired := s.expired(block.Meta); {
 		case expired && block.Deletion == nil:
 			todo.marks = append(todo.marks, mark{block: id, reason: blockstore.DeletionRetention})
@@ -134,25 +145,52 @@ func (s state) expired(meta tsdb.BlockMeta) bool {
 	return s.retention > 0 && meta.MaxTime <= s.now.Add(-s.retention).UnixMilli()
 }
 
-// settled returns a function that tells whether what belongs before end (in ms) has
-// probably arrived.
-func (s state) settled() func(end int64) bool {
+// settled returns a function that tells whether what belongs between start and end (in
+// ms) has probably arrived.
+func (s state) settled() func(start, end int64) bool {
 	now := s.now.UnixMilli()
 	newest := int64(math.MinInt64)
+	uncopied := s.uncopied()
 	for _, block := range s.blocks {
 		// A block from the future says nothing about the past.
 		if start := block.Meta.MinTime; start <= now {
 			newest = max(newest, start)
 		}
 	}
-	return func(end int64) bool {
+	return func(start, end int64) bool {
+		for _, meta := range uncopied {
+			if meta.MinTime < end && meta.MaxTime > start {
+				return false
+			}
+		}
 		return now >= end+settleIdle.Milliseconds() || newest >= end+settleData.Milliseconds()
 	}
 }
 
+// uncopied returns the blocks that are yet to be copied from the previous bucket.
+func (s state) uncopied() []tsdb.BlockMeta {
+	var (
+		metas      []tsdb.BlockMeta
+		superseded map[ulid.ULID]ulid.ULID
+	)
+	for _, id := range sorted(s.blocks) {
+		block := s.blocks[id]
+		if !block.Previous || block.Deletion != nil && block.Deletion.Reason != blockstore.DeletionCompacted {
+			continue
+		}
+		if superseded == nil {
+			superseded = blockstore.Superseded(s.blocks)
+		}
+		if _, ok := superseded[id]; !ok {
+			metas = append(metas, block.Meta)
+		}
+	}
+	return metas
+}
+
 // merge appends the jobs for blocks within aligned ranges of the first length that
 // have settled, and looks at the shorter lengths within the others.
-func merge(jobs []compaction, blocks []tsdb.BlockMeta, lengths []time.Duration, settled func(end int64) bool) []compaction {
+func merge(jobs []compaction, blocks []tsdb.BlockMeta, lengths []time.Duration, settled func(start, end int64) bool) []compaction {
 	if len(lengths) == 0 {
 		return jobs
 	}
@@ -172,7 +210,7 @@ func merge(jobs []compaction, blocks []tsdb.BlockMeta, lengths []time.Duration, 
 		inside := ranges[start]
 		switch {
 		case len(inside) < 2:
-		case settled(start + lengths[0].Milliseconds()):
+		case settled(start, start+lengths[0].Milliseconds()):
 			jobs = append(jobs, job(start, lengths[0], inside))
 		default:
 			jobs = merge(jobs, inside, lengths[1:], settled)
