@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/oklog/ulid/v2"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/prometheus/model/histogram"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/storage"
@@ -43,6 +44,8 @@ type fixture struct {
 
 	cluster *Member
 	keep    time.Duration
+
+	registry prometheus.Registerer
 
 	mu      sync.Mutex
 	now     time.Time
@@ -94,6 +97,7 @@ func (f *fixture) open() {
 		Uploaded:     func(id tenant.ID, block ulid.ULID) { f.uploaded(id, block) },
 		Cluster:      f.cluster,
 		KeepUploaded: f.keep,
+		Registerer:   f.registry,
 		Visible: func(_ tenant.ID, id ulid.ULID) bool {
 			f.mu.Lock()
 			defer f.mu.Unlock()

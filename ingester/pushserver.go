@@ -29,9 +29,12 @@ const (
 	maxBytesInWork = 256 << 20
 	// maxInWork bounds the requests of one stream that are in work, and maxPerTenant
 	// those of one tenant, so that a tenant whose head is being cut does not hold up
-	// the others.
-	maxInWork    = 128
-	maxPerTenant = 32
+	// the others. Each sender of a tenant may have dozens of requests under way.
+	maxInWork    = 2048
+	maxPerTenant = 1024
+	// decodeAhead is how many requests of a tenant are decoded before it is their
+	// turn: enough to keep the appending busy; decoded ones take more memory.
+	decodeAhead = 4
 	// maxDefinitions bounds the placements that a stream may define.
 	maxDefinitions = 1024
 	// pushTimeout bounds the time that a request waits for its turn. Distributors have
@@ -109,8 +112,9 @@ type pushStream struct {
 
 // line is the requests of one tenant that are in work.
 type line struct {
-	last   *queued
 	length int
+	// newest are the newest requests, the very newest first.
+	newest [decodeAhead]<-chan struct{}
 }
 
 // queued is a request in work.
@@ -119,8 +123,10 @@ type queued struct {
 	tenant tenant.ID
 	placed Placed
 	bytes  int64
-	before <-chan struct{} // closed once the one before it in its line is done; nil: none
-	done   chan struct{}   // closed once it is appended, or never will be
+	// before is closed once the one before it in its line is done, and decodable once
+	// that is true of the one decodeAhead places before; nil: there is none.
+	before, decodable <-chan struct{}
+	done              chan struct{} // closed once it is appended, or never will be
 }
 
 // serve takes requests until the other side sends no more.
@@ -227,10 +233,11 @@ func (p *pushStream) enqueue(q *queued) bool {
 	if l.length >= maxPerTenant {
 		return false
 	}
-	if l.last != nil {
-		q.before = l.last.done
-	}
-	p.mu.lines[q.tenant] = line{last: q, length: l.length + 1}
+	q.before, q.decodable = l.newest[0], l.newest[decodeAhead-1]
+	copy(l.newest[1:], l.newest[:])
+	l.newest[0] = q.done
+	l.length++
+	p.mu.lines[q.tenant] = l
 	return true
 }
 
@@ -239,6 +246,9 @@ func (p *pushStream) work(ctx context.Context, q *queued) (write.Result, error) 
 	defer p.finish(q)
 	ctx, cancel := context.WithTimeout(ctx, pushTimeout)
 	defer cancel()
+	if err := await(ctx, q.decodable); err != nil {
+		return write.Result{}, err
+	}
 	b, _ := p.server.batches.Get().(*pushBatch)
 	if b == nil {
 		b = &pushBatch{}
@@ -247,14 +257,23 @@ func (p *pushStream) work(ctx context.Context, q *queued) (write.Result, error) 
 	if err := b.decoder.Decode(&b.batch, q.req.GetFrames()...); err != nil {
 		return write.Result{}, wire.Invalid(err)
 	}
-	if q.before != nil {
-		select {
-		case <-q.before:
-		case <-ctx.Done():
-			return write.Result{}, ctx.Err()
-		}
+	if err := await(ctx, q.before); err != nil {
+		return write.Result{}, err
 	}
 	return p.server.ing.PushPlaced(ctx, q.tenant, &b.batch, q.placed)
+}
+
+// await waits until done is closed, if there is one.
+func await(ctx context.Context, done <-chan struct{}) error {
+	if done == nil {
+		return nil
+	}
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for other writes of the tenant: %w", ctx.Err())
+	}
 }
 
 // finish lets the next request of the tenant go on.

@@ -63,7 +63,7 @@ func (s *recentServer) selectSeries(req *queryv1.SelectRequest, stream grpc.Serv
 	if req.GetMinMs() > req.GetMaxMs() {
 		return wire.Invalid(errRange)
 	}
-	out := selectStream{stream: stream, limit: math.MaxInt, sent: func(n int) { s.ing.metrics.sentBytes.Add(float64(n)) }}
+	out := selectStream{stream: stream, mint: req.GetMinMs(), maxt: req.GetMaxMs(), limit: math.MaxInt, sent: func(n int) { s.ing.metrics.sentBytes.Add(float64(n)) }}
 	if req.GetLimit() > 0 {
 		out.limit = int(req.GetLimit())
 	}
@@ -105,8 +105,10 @@ func (s *recentServer) selectSeries(req *queryv1.SelectRequest, stream grpc.Serv
 // selectStream sends series in frames.
 type selectStream struct {
 	stream grpc.ServerStreamingServer[queryv1.SelectResponse]
-	limit  int // of the series
-	sent   func(bytes int)
+	// mint and maxt are the range that chunks have to overlap, inclusive.
+	mint, maxt int64
+	limit      int // of the series
+	sent       func(bytes int)
 
 	writer frame.SelectWriter
 	series int
@@ -157,8 +159,8 @@ func (s *selectStream) chunkSeries(series storage.ChunkSeries) error {
 	s.iter = series.Iterator(s.iter)
 	for s.iter.Next() {
 		meta := s.iter.At()
-		if meta.Chunk.NumSamples() == 0 {
-			continue
+		if !meta.OverlapsClosedInterval(s.mint, s.maxt) || meta.Chunk.NumSamples() == 0 {
+			continue // Chunks that are encoded for the occasion are not chosen by time.
 		}
 		s.chunks = append(s.chunks, meta)
 	}

@@ -32,6 +32,9 @@ type shipped struct {
 	mu       sync.Mutex
 	uploads  map[ulid.ULID]upload
 	heldFrom int64 // ms; every sample taken here at or after it is still here
+	// assumed says that the file does not say all of that, and would be understood
+	// otherwise later.
+	assumed bool
 }
 
 // upload is what shippedFile says of one uploaded block.
@@ -58,6 +61,7 @@ func openShipped(dir string, now time.Time, gone int64) (*shipped, error) {
 	s := &shipped{path: filepath.Join(dir, shippedFile), uploads: map[ulid.ULID]upload{}, heldFrom: gone}
 	data, err := os.ReadFile(s.path)
 	if errors.Is(err, fs.ErrNotExist) {
+		s.assumed = true
 		return s, nil
 	}
 	if err != nil {
@@ -67,14 +71,14 @@ func openShipped(dir string, now time.Time, gone int64) (*shipped, error) {
 	if err != nil {
 		return nil, fmt.Errorf("decode %s (remove the file to upload all local blocks again): %w", s.path, err)
 	}
-	if d.HeldFrom != nil {
+	if s.assumed = d.HeldFrom == nil; !s.assumed {
 		s.heldFrom = *d.HeldFrom
 	}
 	for _, id := range d.Blocks {
 		up, known := d.Uploads[id]
 		if !known { // Written by a release that noted no more, and deleted who knows what.
 			up = upload{Time: now.UnixMilli(), MaxTime: math.MinInt64}
-			s.heldFrom = max(s.heldFrom, gone)
+			s.heldFrom, s.assumed = max(s.heldFrom, gone), true
 		}
 		up.Time = min(up.Time, now.UnixMilli())
 		s.uploads[id] = up
@@ -145,10 +149,13 @@ func (s *shipped) add(block tsdb.BlockMeta, now time.Time, local []*tsdb.Block) 
 	return nil
 }
 
-// save writes down since when samples are held.
+// save writes down since when samples are held, if that had to be assumed.
 func (s *shipped) save() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if !s.assumed {
+		return nil
+	}
 	if err := s.saveLocked(s.uploads); err != nil {
 		return fmt.Errorf("record since when samples are held: %w", err)
 	}
@@ -164,7 +171,11 @@ func (s *shipped) saveLocked(uploads map[ulid.ULID]upload) error {
 	if err != nil {
 		return err
 	}
-	return writeFile(s.path, data)
+	if err := writeFile(s.path, data); err != nil {
+		return err
+	}
+	s.assumed = false
+	return nil
 }
 
 // uploadTimeout ends an upload that hangs, so that it is tried again.
