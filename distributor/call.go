@@ -99,17 +99,18 @@ type call struct {
 	signal chan struct{} // has an element if there is something to look at
 
 	// Of the goroutine in Push.
-	keys    []write.Identity // of the sightings, by series
-	seen    []sighting       // by series
-	groupOf []int32          // by series: index into groups, or nowhere
-	openOf  []int32          // by replica set: the group that is being filled, or nowhere
-	fresh   []uint32         // series that were sent with labels
-	counts  write.Counts     // of the batch
-	alone   bool             // there is nothing but metadata
-	local   write.Result     // what was rejected here
-	scratch labels.ScratchBuilder
-	hasher  *write.Hasher
-	place   items
+	keys       []write.Identity // of the sightings, by series
+	seen       []sighting       // by series
+	groupOf    []int32          // by series: index into groups, or nowhere
+	openOf     []int32          // by replica set: the group that is being filled, or nowhere
+	deliveryOf []int32          // by node: the delivery that is being filled, or nowhere
+	fresh      []uint32         // series that were sent with labels
+	counts     write.Counts     // of the batch
+	alone      bool             // there is nothing but metadata
+	local      write.Result     // what was rejected here
+	scratch    labels.ScratchBuilder
+	hasher     *write.Hasher
+	place      items
 
 	mu struct {
 		sync.Mutex
@@ -146,9 +147,12 @@ func (c *call) begin(rt *routes, l *layout, id tenant.ID, shard int, b *write.Ba
 	c.keys = slices.Grow(c.keys[:0], n)[:n]
 	c.seen = slices.Grow(c.seen[:0], n)[:n]
 	c.groupOf = slices.Grow(c.groupOf[:0], n)[:n]
-	c.openOf = c.openOf[:0]
+	c.openOf, c.deliveryOf = c.openOf[:0], c.deliveryOf[:0]
 	for range l.sets {
 		c.openOf = append(c.openOf, nowhere)
+	}
+	for range rt.nodes {
+		c.deliveryOf = append(c.deliveryOf, nowhere)
 	}
 }
 
@@ -279,11 +283,12 @@ func (c *call) dispatch() {
 
 // deliveryLocked returns the delivery for a node that has room for more bytes.
 func (c *call) deliveryLocked(node int, more int64) *delivery {
-	for _, d := range slices.Backward(c.mu.deliveries) {
-		if d.node == node && (d.bytes == 0 || d.bytes+more <= deliveryBytes) {
+	if at := c.deliveryOf[node]; at != nowhere {
+		if d := c.mu.deliveries[at]; d.bytes+more <= deliveryBytes {
 			return d
 		}
 	}
+	c.deliveryOf[node] = int32(len(c.mu.deliveries))
 	d := regrow(&c.mu.deliveries)
 	d.call, d.node, d.link = c, node, c.routes.nodes[node].link
 	return d

@@ -295,6 +295,10 @@ func (r *Replicator) follow(ctx context.Context, v *cluster.View) {
 	if last := r.routes.Load(); last != nil && last.placement.Hash() == v.Placement.Hash() {
 		rt.layouts = last.layouts
 	}
+	// Compute it before anybody waits for it. Its error is that of each Push.
+	if _, err := rt.layouts.get(0, 0); err != nil {
+		r.logger.Error("Series can't be placed; writes fail until the registry is mended", "err", err)
+	}
 	for _, m := range v.Placement.Members() {
 		n := node{id: m.ID, link: r.links[m.ID]}
 		if n.link == nil {

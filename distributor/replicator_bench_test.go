@@ -61,7 +61,7 @@ func BenchmarkPush(b *testing.B) {
 	for _, c := range []struct {
 		name        string
 		rf, members int
-	}{{"3 of 3", 3, 3}, {"3 of 30", 3, 30}} {
+	}{{"3 of 3", 3, 3}, {"3 of 30", 3, 30}, {"3 of 300", 3, 300}} {
 		b.Run(c.name, func(b *testing.B) {
 			r := benchReplicator(b)
 			r.sink(b, c.rf, c.members)
