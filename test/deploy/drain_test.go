@@ -4,10 +4,12 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -29,11 +31,11 @@ func kubernetes(t testing.TB, sets map[string]int, secret string) string {
 		// Others in the namespace are none of our business.
 		{"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": object{"name": "database"}, "spec": object{"replicas": 5}},
 	}
-	for zone, replicas := range sets {
+	for _, zone := range slices.Sorted(maps.Keys(sets)) {
 		items = append(items, object{
 			"apiVersion": "apps/v1", "kind": "StatefulSet",
 			"metadata": object{"name": "hf-hundredfold-ingester-" + zone, "labels": labels(zone)},
-			"spec":     object{"replicas": replicas},
+			"spec":     object{"replicas": sets[zone]},
 		})
 	}
 	resource := func(plural, kind string) object {
@@ -152,8 +154,8 @@ func TestAnotherDrainIsAnotherJob(t *testing.T) {
 		return jobs(parse(t, template(t, args...)))[0].Metadata.Name
 	}
 	names := map[string]bool{
-		name("--set=drain.ordinals={3}"):                      true,
-		name("--set=drain.ordinals={2,3}"):                    true,
+		name("--set=drain.ordinals={3}"):                       true,
+		name("--set=drain.ordinals={2,3}"):                     true,
 		name("--set=drain.ordinals={3}", "--set=image.tag=v2"): true,
 	}
 	require.Len(t, names, 3)
@@ -176,5 +178,6 @@ func TestAnInstallMakesASecretOfItsOwn(t *testing.T) {
 		require.GreaterOrEqual(t, len(text), 32)
 		return string(text)
 	}
-	require.NotEqual(t, secret(), secret())
+	first := secret()
+	require.NotEqual(t, first, secret())
 }
