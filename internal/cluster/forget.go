@@ -21,7 +21,8 @@ func (r Registry) forget(absent Absence, after time.Duration) (Record, bool) {
 	here, total := 0, 0
 	alive, all := map[string]int{}, map[string]int{}
 	for _, rec := range r.records {
-		if rec.State == Left {
+		// One that joins holds nothing that would be missed.
+		if rec.State == Left || rec.State == Joining {
 			continue
 		}
 		all[rec.Zone]++

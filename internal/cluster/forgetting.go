@@ -59,8 +59,12 @@ func (t *tracker) sawUntil(id string, now time.Time) {
 func (t *tracker) absence(r Registry, alive func(id string) bool, now time.Time) Absence {
 	absent := Absence{}
 	for _, rec := range r.Records() {
-		if rec.State != Left && !alive(rec.ID) {
-			absent[rec.ID] = now.Sub(t.seen[rec.ID])
+		if rec.State == Left || alive(rec.ID) {
+			continue
+		}
+		absent[rec.ID] = 0 // r is older than what is known of it
+		if seen, ok := t.seen[rec.ID]; ok {
+			absent[rec.ID] = now.Sub(seen)
 		}
 	}
 	return absent

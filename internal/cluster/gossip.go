@@ -134,6 +134,8 @@ func (g *gossip) broadcast(records ...Record) {
 	}
 }
 
+// recordBroadcast is a memberlist.NamedBroadcast: by its name it takes the place of an
+// older version of the record.
 type recordBroadcast struct {
 	id      string
 	message []byte
@@ -142,14 +144,24 @@ type recordBroadcast struct {
 func (b recordBroadcast) Name() string                          { return b.id }
 func (b recordBroadcast) Message() []byte                       { return b.message }
 func (b recordBroadcast) Finished()                             {}
-func (b recordBroadcast) Invalidates(memberlist.Broadcast) bool { return false } // the name does
-func (g *gossip) NotifyMsg(message []byte)                      { g.node.take(message) }
+func (b recordBroadcast) Invalidates(memberlist.Broadcast) bool { return false }
+
+// NodeMeta implements memberlist.Delegate.
+func (g *gossip) NodeMeta(int) []byte { return g.node.describe(0).encode(nil) }
+
+// NotifyMsg implements memberlist.Delegate. It keeps nothing of message.
+func (g *gossip) NotifyMsg(message []byte) { g.node.take(message) }
+
+// GetBroadcasts implements memberlist.Delegate.
 func (g *gossip) GetBroadcasts(overhead, limit int) [][]byte {
 	return g.queue.GetBroadcasts(overhead, limit)
 }
-func (g *gossip) LocalState(bool) []byte                  { return Encode(nil, g.node.registry().Records()...) }
+
+// LocalState implements memberlist.Delegate.
+func (g *gossip) LocalState(bool) []byte { return Encode(nil, g.node.registry().Records()...) }
+
+// MergeRemoteState implements memberlist.Delegate.
 func (g *gossip) MergeRemoteState(message []byte, _ bool) { g.node.take(message) }
-func (g *gossip) NodeMeta(int) []byte                     { return g.node.describe(0).encode(nil) }
 
 // The registry's hash rides on the answers to pings, which cost nothing more: as
 // metadata each change would have all nodes tell all others.

@@ -38,7 +38,7 @@ func (n *Node) enter(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return n.tell(next)
+	return n.tell(ctx, next)
 }
 
 // meet waits until another node was met, if any is configured. After a total outage
@@ -174,7 +174,7 @@ func (n *Node) claim() (Record, error) {
 
 // tell writes a version of the own record to disk and then tells the others. The
 // caller holds n.own.
-func (n *Node) tell(rec Record) error {
+func (n *Node) tell(ctx context.Context, rec Record) error {
 	if err := n.store.save(n.registry(), rec); err != nil {
 		return err
 	}
@@ -183,6 +183,11 @@ func (n *Node) tell(rec Record) error {
 	n.mu.Unlock()
 	n.merge(rec)
 	n.publish()
+	if n.gossip == nil {
+		// The process may end before the next round. Who is missed here is asked then,
+		// or hears of it from others.
+		n.confirm(ctx, map[processKey]bool{})
+	}
 	n.logger.Info("This ingester tells its state.", "state", rec.State.String(), "zone", rec.Zone, "rank", rec.Rank, "epoch", rec.Epoch)
 	return nil
 }
@@ -214,7 +219,7 @@ func (n *Node) step(ctx context.Context, rec Record, s State) error {
 	if err != nil {
 		return err
 	}
-	return n.tell(next)
+	return n.tell(ctx, next)
 }
 
 // wanted returns the state that SetState took this ingester to last.
@@ -252,7 +257,7 @@ func (n *Node) mend(ctx context.Context) (Record, error) {
 	case known.Incarnation != n.self.Incarnation:
 		err = n.succeed(ctx, known, written)
 	case known.State == Left && written.State != Left:
-		err = n.revive(known, written)
+		err = n.revive(ctx, known, written)
 	}
 	known, _ = n.ownRecords()
 	return known, err
@@ -291,7 +296,7 @@ func (n *Node) activate(ctx context.Context) error {
 				return err
 			}
 		}
-		if err := n.tell(next); err != nil {
+		if err := n.tell(ctx, next); err != nil {
 			return err
 		}
 		if next.State == Active {
@@ -358,7 +363,7 @@ func (n *Node) confirm(ctx context.Context, told map[processKey]bool) (peers int
 // revive answers those who declared this ingester Left although it lives: its
 // network was away for longer than they wait. It joins again; one that drains goes
 // on with that. The caller holds n.own.
-func (n *Node) revive(known, written Record) error {
+func (n *Node) revive(ctx context.Context, known, written Record) error {
 	n.logger.Error("This ingester was declared to have left while it was cut off. It joins again; reads over the time in between may have missed its samples.", "id", known.ID)
 	n.rejoined.Store(true)
 	state := Joining
@@ -366,6 +371,7 @@ func (n *Node) revive(known, written Record) error {
 		state = Draining
 	}
 	next := known.Revived(state)
+	next.Generation = written.Generation
 	registry, _, err := n.registry().Merge(next)
 	if err != nil {
 		return err
@@ -373,7 +379,7 @@ func (n *Node) revive(known, written Record) error {
 	if registry.Displaced(next.ID) {
 		next.Rank = registry.FreeRank(next.Zone)
 	}
-	return n.tell(next)
+	return n.tell(ctx, next)
 }
 
 // Leave tells the others that this process goes away by plan: an Active ingester is
@@ -464,7 +470,7 @@ func (n *Node) tendRecord(ctx context.Context) error {
 		}
 		next := rec.Moved(registry.FreeRank(rec.Zone))
 		n.logger.Warn("Another ingester has this one's place; it takes the next free one.", "zone", rec.Zone, "rank", rec.Rank, "next", next.Rank)
-		return n.tell(next)
+		return n.tell(ctx, next)
 	})
 }
 
@@ -488,5 +494,5 @@ func (n *Node) succeed(ctx context.Context, known, written Record) error {
 		next.Zone, next.Rank = written.Zone, written.Rank
 	}
 	n.logger.Info("An earlier record of this ingester turned up late; it goes on from there.", "epoch", next.Epoch, "rank", next.Rank)
-	return n.tell(next)
+	return n.tell(ctx, next)
 }

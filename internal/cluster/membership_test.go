@@ -183,6 +183,22 @@ func TestADrainIsGoneOnWithAfterARestart(t *testing.T) {
 	})
 }
 
+func TestADrainIsGoneOnWithAlthoughOthersForgotTheInstance(t *testing.T) {
+	scene(t, func(t *testing.T, w *network) {
+		a, b := w.ingester(1, "a", "z").start(), w.ingester(2, "b", "z").start()
+		require.NoError(t, b.node.SetState(t.Context(), Draining))
+		a.until("b drains", in(Draining, "b"))
+		rec, _ := a.node.registry().Get("b")
+		a.node.merge(rec.Forgotten())
+		require.Equal(t, Left, a.state("b"))
+		a.until("b drains again", in(Draining, "b"))
+		require.NoError(t, b.node.SetState(t.Context(), Left))
+		a.until("b has left", in(Left, "b"))
+		b.stop()
+		a.stop()
+	})
+}
+
 // Two instances that start while neither can know of the other claim one rank.
 func TestInstancesThatClaimedOnePlaceEndInDifferentOnes(t *testing.T) {
 	scene(t, func(t *testing.T, w *network) {

@@ -290,6 +290,9 @@ func (n *Node) merge(records ...Record) {
 	merged, news, err := n.mu.registry.Merge(records...)
 	if len(news) > 0 {
 		n.learnLocked(merged)
+		if n.gossip != nil {
+			n.gossip.broadcast(news...) // under the lock, so that no older version is queued after a newer one
+		}
 	}
 	n.mu.Unlock()
 	if err != nil {
@@ -298,9 +301,6 @@ func (n *Node) merge(records ...Record) {
 	}
 	if len(news) == 0 {
 		return
-	}
-	if n.gossip != nil {
-		n.gossip.broadcast(news...)
 	}
 	for _, rec := range news {
 		n.logger.Debug("The registry has a new record.", "id", rec.ID, "state", rec.State.String(), "zone", rec.Zone, "rank", rec.Rank, "epoch", rec.Epoch)

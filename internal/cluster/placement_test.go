@@ -62,7 +62,7 @@ func TestPlacementIsTheSameFromScratchAndStepByStep(t *testing.T) {
 // The bounds leave room for a machine that does other things as well; the benchmark
 // says what it is.
 func TestPlacementOfAFleetIsFast(t *testing.T) {
-	if testing.Short() {
+	if testing.Short() || raceDetector {
 		t.Skip("it measures time")
 	}
 	registry := merged(t, fleet(300)...)

@@ -118,9 +118,12 @@ func (r Record) Next(s State) (Record, error) {
 	return r, nil
 }
 
-// Forgotten returns the version of r with which another instance declares it Left.
+// Forgotten returns the version of r with which another instance declares it Left. It
+// has no generation: nobody vouches that its samples are in the bucket, as one that
+// drained does, so reads go on to miss it.
 func (r Record) Forgotten() Record {
 	r.State = Left
+	r.Generation = 0
 	r.Epoch++
 	return r
 }

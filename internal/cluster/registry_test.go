@@ -178,6 +178,48 @@ func TestForgettingIsGuarded(t *testing.T) {
 	require.False(t, known)
 }
 
+func TestAnInstanceThatNeverJoinedStopsNoForgetting(t *testing.T) {
+	joins := active("c0", "c", 0)
+	joins.State = Joining
+	r := merged(t, active("a0", "a", 0), active("b0", "b", 0), active("b1", "b", 1), joins)
+	got, ok := r.Forget(Absence{"b1": time.Hour, "c0": 2 * time.Hour})
+	require.True(t, ok)
+	require.Equal(t, "c0", got.ID)
+	got, ok = r.Forget(Absence{"b1": time.Hour, "c0": time.Minute})
+	require.True(t, ok)
+	require.Equal(t, "b1", got.ID)
+}
+
+func TestAStartGoesOnWhereTheInstanceWas(t *testing.T) {
+	self := Record{Address: "new:9095", Incarnation: 8, Generation: 9}
+	for from, to := range map[State]State{Joining: Joining, Active: Restarting, Restarting: Restarting, Draining: Draining, Left: Joining} {
+		was := active("a", "z", 4)
+		was.State = from
+		is := was.Started(self)
+		require.Equal(t, Record{ID: "a", Zone: "z", Rank: 4, Address: "new:9095", State: to, Epoch: 2, Incarnation: 8, Generation: 9}, is)
+		require.Positive(t, is.Compare(was))
+	}
+	forgotten := active("a", "z", 4).Forgotten()
+	require.Positive(t, forgotten.Revived(Joining).Compare(forgotten))
+	require.Equal(t, 5, forgotten.Moved(5).Rank)
+	require.Positive(t, forgotten.Moved(5).Compare(forgotten))
+}
+
+func TestWhoJoinsTakesNobodysPlace(t *testing.T) {
+	joins := active("a", "z", 0)
+	joins.State = Joining
+	r := merged(t, joins, active("b", "z", 0))
+	require.True(t, r.Displaced("a"), "although its id is lower")
+	require.False(t, r.Displaced("b"))
+}
+
+func TestTombstonesDoNotCountInTheHash(t *testing.T) {
+	r := merged(t, active("a", "z", 0))
+	with := merged(t, active("a", "z", 0), active("b", "z", 1).Forgotten())
+	require.Equal(t, r.Hash(), with.Hash())
+	require.NotEqual(t, r.Hash(), merged(t, active("a", "z", 0), active("b", "z", 1)).Hash())
+}
+
 func TestAnInstanceThatComesBackLosesAgainstItsForgetting(t *testing.T) {
 	was := active("a", "z", 0)
 	back, err := was.Next(Restarting)
