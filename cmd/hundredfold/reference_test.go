@@ -36,6 +36,7 @@ func descriptions() map[string]string {
 		"bucket.s3.secret_key":        "See `access_key`. It is never shown.",
 		"bucket.s3.region":            "May be empty where the endpoint does not need it.",
 		"bucket.s3.insecure":          "Whether to speak HTTP instead of HTTPS.",
+		"bucket.previous":             "Where blocks were kept before: a section with the keys of `bucket`. They are read from there and copied; once `hundredfold_bucket_previous_blocks` is 0, take it out.",
 
 		"distributor.max_inflight_bytes": "Bytes of memory for requests that are being received; at least 6 times `max_request_bytes`. A tenant may use half of it. Requests beyond it are answered 503, and senders send them again. Raise it if `hundredfold_http_requests_total{code=\"503\"}` of the write route rises while the process has memory to spare.",
 		"distributor.max_request_bytes":  "Bytes of one request after decompression, 64 KiB to 1 GiB. A larger one is answered 400 and lost, because senders do not split requests.",
@@ -209,7 +210,7 @@ func defaultText(s setting) string {
 	case bool, int, int64:
 		return fmt.Sprintf("`%v`", v)
 	}
-	if text := fmt.Sprintf("%v", s.value); text != "" && text != "map[]" {
+	if text := fmt.Sprintf("%v", s.value); text != "" && text != "map[]" && text != "<nil>" {
 		return "`" + text + "`"
 	}
 	return ""

@@ -33,6 +33,9 @@ func (s *schema) check(node *yaml.Node, t reflect.Type, key string) {
 	if node.Kind == yaml.AliasNode {
 		node = node.Alias
 	}
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem() // a section that may be absent
+	}
 	switch {
 	case isLeaf(t):
 		if err := node.Decode(reflect.New(t).Interface()); err != nil {
