@@ -201,17 +201,16 @@ func current(view *cluster.View) []*cluster.Placement {
 	return placements
 }
 
-// released reports whether all that an instance had can be read from the bucket.
+// released reports whether all that an instance had can be read from the bucket: it
+// has left, and the bucket was listed since. A record by which others gave it up has
+// another generation than its samples (cluster.Record.Forgotten).
 func (g *gatherer[T]) released(rec cluster.Record) bool {
-	if !drained(rec) {
+	if rec.State != cluster.Left {
 		return false
 	}
 	view, err := g.c.views.of(g.id)
-	return err == nil && view.listed.After(g.c.memory.leftSince(rec))
+	return err == nil && !view.listed.Before(g.c.memory.leftSince(rec))
 }
-
-// drained reports whether an instance has left after all that it had was in the bucket.
-func drained(rec cluster.Record) bool { return rec.State == cluster.Left }
 
 // standing says what is to be expected of a replica. Those who are not alive as far as
 // is known can be asked only if suspects.
@@ -429,7 +428,7 @@ func (g *gatherer[T]) awaitView(ctx context.Context, missing []coverage.Replica)
 	var since time.Time
 	for _, r := range missing {
 		rec, ok := g.view.Registry.Get(r.ID)
-		if ok && rec.Generation == r.Generation && drained(rec) {
+		if ok && rec.Generation == r.Generation && rec.State == cluster.Left {
 			if left := g.c.memory.leftSince(rec); left.After(since) {
 				since = left
 			}
@@ -460,12 +459,12 @@ func (g *gatherer[T]) reason(r coverage.Replica) string {
 		return a.reply.err.Error()
 	case !ok:
 		return "it is not in the registry"
+	case rec.State == cluster.Left && rec.Generation == 0:
+		return "it was given up while it had samples that may not be in the bucket"
 	case rec.Generation != r.Generation, a != nil && a.done && a.generation != r.Generation:
 		return "it has lost the samples that it once had"
-	case rec.State == cluster.Left && drained(rec):
-		return "it has left, and the bucket could not be listed since"
 	case rec.State == cluster.Left:
-		return "it was given up while it had samples that may not be in the bucket"
+		return "it has left, and the bucket could not be listed since"
 	default:
 		return "it does not answer"
 	}

@@ -103,15 +103,15 @@ func (v *views) age() float64 {
 	return time.Since(current.taken).Seconds()
 }
 
-// listedSince waits until the view of a tenant comes from a listing that began after
-// since, and reports whether it does before ctx ends. It asks for such a listing;
+// listedSince waits until the view of a tenant comes from a listing that began at since
+// or later, and reports whether it does before ctx ends. It asks for such a listing;
 // those that wait at the same time share one.
 func (v *views) listedSince(ctx context.Context, id tenant.ID, since time.Time) bool {
 	for asked := false; ; {
 		v.mu.Lock()
 		changed := v.mu.changed
 		v.mu.Unlock()
-		if view, err := v.of(id); err == nil && view.listed.After(since) {
+		if view, err := v.of(id); err == nil && !view.listed.Before(since) {
 			return true
 		}
 		if !asked {

@@ -172,6 +172,7 @@ func TestForgettingIsGuarded(t *testing.T) {
 	next, news, err := r.Merge(forgotten.Forgotten())
 	require.NoError(t, err)
 	require.Len(t, news, 1)
+	require.Zero(t, news[0].Generation, "its samples are not known to be in the bucket")
 	_, ok := next.Forget(Absence{"a0": 5 * time.Hour})
 	require.False(t, ok, "it is forgotten already")
 	_, known := next.Without("a0").Get("a0")
