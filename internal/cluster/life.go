@@ -396,7 +396,7 @@ func (n *Node) Leave(ctx context.Context) error {
 		}
 	}
 	if n.gossip != nil {
-		err = errors.Join(err, n.gossip.leave())
+		n.gossip.leave()
 	}
 	return err
 }

@@ -183,3 +183,36 @@ func TestOfTwoProcessesThatStartUnderOneIDAtOnceOneEnds(t *testing.T) {
 		a.stop()
 	})
 }
+
+// Nobody knows of the others when it claims its rank.
+func TestInstancesThatJoinAtOnceEndInDifferentPlaces(t *testing.T) {
+	scene(t, func(t *testing.T, w *network) {
+		const n = 12
+		var nodes []*testNode
+		for i := range n {
+			nodes = append(nodes, w.ingester(i+1, string(rune('a'+i)), "z"))
+		}
+		errs := make(chan error, n)
+		for _, node := range nodes {
+			go func() {
+				err := node.open()
+				if err == nil {
+					err = node.node.SetState(context.Background(), Active)
+				}
+				errs <- err
+			}()
+		}
+		for range nodes {
+			require.NoError(t, <-errs)
+		}
+		for _, node := range nodes {
+			node.until("all have slots", func(v *View) bool { return len(v.Placement.Members()) == n })
+			node.until("all agree", agreed(n))
+			require.Equal(t, n, node.node.registry().FreeRank("z"), "no rank is left out")
+			require.Equal(t, nodes[0].node.View().Placement.Hash(), node.node.View().Placement.Hash())
+		}
+		for _, node := range nodes {
+			node.stop()
+		}
+	})
+}
