@@ -9,8 +9,12 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// errStopping ends streams when the server stops.
-var errStopping = status.Error(codes.Unavailable, "the server is stopping")
+var (
+	// errStopping ends streams when the server stops.
+	errStopping = status.Error(codes.Unavailable, "the server is stopping")
+	// errEnded says that the stream's handler has returned.
+	errEnded = status.Error(codes.Canceled, "the stream has ended")
+)
 
 // endingStream lets a stream on which the caller sends end when the server stops.
 // Such a stream is never finished by itself, and a handler that waits for its next
@@ -21,24 +25,38 @@ var errStopping = status.Error(codes.Unavailable, "the server is stopping")
 type endingStream struct {
 	grpc.ServerStream
 	stopping <-chan struct{}
-	wanted   chan any   // where the next message is to be put
-	received chan error // capacity 1; it is there, or why not
+	done     chan struct{} // closed when the handler has returned
+	wanted   chan any      // where the next message is to be put
+	received chan error    // capacity 1; it is there, or why not
 	ended    atomic.Bool
 }
 
 func newEndingStream(stream grpc.ServerStream, stopping <-chan struct{}) *endingStream {
-	s := &endingStream{ServerStream: stream, stopping: stopping, wanted: make(chan any), received: make(chan error, 1)}
-	go func() {
-		for m := range s.wanted {
-			s.received <- stream.RecvMsg(m)
-		}
-	}()
+	s := &endingStream{
+		ServerStream: stream,
+		stopping:     stopping,
+		done:         make(chan struct{}),
+		wanted:       make(chan any),
+		received:     make(chan error, 1),
+	}
+	go s.receive()
 	return s
 }
 
-// close ends the goroutine, at the latest when the handler has returned: then the
-// library ends what waits for a message.
-func (s *endingStream) close() { close(s.wanted) }
+func (s *endingStream) receive() {
+	for {
+		select {
+		case m := <-s.wanted:
+			s.received <- s.ServerStream.RecvMsg(m)
+		case <-s.done:
+			return
+		}
+	}
+}
+
+// close ends the goroutine. If it waits for a message, the library ends that once the
+// handler has returned.
+func (s *endingStream) close() { close(s.done) }
 
 // RecvMsg implements grpc.ServerStream. After io.EOF m must not be touched.
 func (s *endingStream) RecvMsg(m any) error {
@@ -50,10 +68,16 @@ func (s *endingStream) RecvMsg(m any) error {
 	if s.ended.Load() {
 		return io.EOF
 	}
-	s.wanted <- m
+	select {
+	case s.wanted <- m:
+	case <-s.done: // somebody whom the handler has left behind
+		return errEnded
+	}
 	select {
 	case err := <-s.received:
 		return err
+	case <-s.done:
+		return errEnded
 	case <-s.stopping:
 	}
 	select {

@@ -139,6 +139,35 @@ func TestAStreamThatIsUsedIsNotDisturbed(t *testing.T) {
 	require.ErrorIs(t, err, io.EOF, "a stream that the caller ends, ends well")
 }
 
+func TestAHandlerMayLeaveAReceiverBehind(t *testing.T) {
+	left := make(chan error, 1)
+	security := secured(t, loopback(), secret)
+	n := serve(t, loopback(), security, &echo{push: func(stream ingestv1.IngestService_PushServer) error {
+		first := make(chan struct{})
+		go func() {
+			for received := 0; ; received++ {
+				if _, err := stream.Recv(); err != nil {
+					left <- err
+					return
+				}
+				if received == 0 {
+					close(first)
+				}
+			}
+		}()
+		<-first
+		return nil
+	}})
+	conn, err := pool(t, security, "prod").Conn(n.Address())
+	require.NoError(t, err)
+	stream, err := ingestv1.NewIngestServiceClient(conn).Push(t.Context())
+	require.NoError(t, err)
+	require.NoError(t, stream.Send(&ingestv1.PushRequest{}))
+	require.Error(t, <-left)
+	_, err = stream.Recv()
+	require.ErrorIs(t, err, io.EOF)
+}
+
 func TestAServerThatNeverRunsIsClosed(t *testing.T) {
 	s, err := NewServer(loopback(), secured(t, loopback(), secret), "prod", nil, nil)
 	require.NoError(t, err)
