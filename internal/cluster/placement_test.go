@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"encoding/hex"
 	"fmt"
 	"testing"
 	"time"
@@ -151,4 +152,12 @@ func FuzzDecodePlacement(f *testing.F) {
 		require.Equal(t, p.Hash(), again.Hash())
 		require.Equal(t, p.Members(), again.Members())
 	})
+}
+
+// The bytes and their hash are fixed: ingesters keep them, and distributors and
+// queriers of other releases name placements by it.
+func TestGoldenPlacement(t *testing.T) {
+	p := NewPlacement(3, []Placed{{Member: hashring.Member{ID: "id", Zone: "z", Rank: 300}, Generation: 0x0102030405060708}})
+	require.Equal(t, "01"+"03"+"026964"+"017a"+"ac02"+"0102030405060708", hex.EncodeToString(p.Encode(nil)))
+	require.Equal(t, uint64(0xbd3cb2798056964e), p.Hash())
 }
