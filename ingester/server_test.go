@@ -184,6 +184,19 @@ func TestFaultyPushesFailAlone(t *testing.T) {
 	require.ErrorContains(t, err, errDraining.Error())
 }
 
+func TestPanicFailsOneRequest(t *testing.T) {
+	f := newFixture(t, withCluster(i0, time.Hour))
+	f.push(acme, sample{"a", 0, 1})
+	c := f.pushClient(f.dial())
+	good := frameOf(t, batch(sample{"a", time.Second, 1}), true)
+	limits := f.deps.Limits
+	f.deps.Limits = func(tenant.ID) tenant.Limits { panic("BUG: for a test") }
+	_, err := c.call(c.request(acme, good))
+	f.deps.Limits = limits
+	require.ErrorContains(t, err, errPanic.Error())
+	require.Equal(t, 1, c.push(acme, good).Written.Samples)
+}
+
 func TestUndefinedPlacementEndsTheStreamSoThatTheNextDefinesIt(t *testing.T) {
 	f := newFixture(t, withCluster(i0, time.Hour))
 	c := f.pushClient(f.dial())
