@@ -66,7 +66,9 @@ func (s *Store) identitySeed(ctx context.Context, cluster string) (uint64, error
 		case now.Settled:
 			return now.seed()
 		case now.Seed == "":
-			now = draw(cluster)
+			if now, err = s.newIdentity(ctx, cluster); err != nil {
+				return 0, err
+			}
 			if err := s.writeIdentity(ctx, now); err != nil {
 				return 0, err
 			}
@@ -88,11 +90,21 @@ func (s *Store) identitySeed(ctx context.Context, cluster string) (uint64, error
 	}
 }
 
-// draw returns a new identity.
-func draw(cluster string) identity {
+// newIdentity returns the identity of the previous bucket, which nodes that were not
+// restarted yet go on using, or else a new one.
+func (s *Store) newIdentity(ctx context.Context, cluster string) (identity, error) {
+	if s.previous != nil {
+		i, err := s.previous.readIdentity(ctx, cluster)
+		if err != nil {
+			return identity{}, fmt.Errorf("the previous bucket: %w", err)
+		}
+		if i.Seed != "" {
+			return i, nil
+		}
+	}
 	var seed [8]byte
 	rand.Read(seed[:])
-	return identity{Version: identityVersion, Seed: hex.EncodeToString(seed[:]), Cluster: cluster}
+	return identity{Version: identityVersion, Seed: hex.EncodeToString(seed[:]), Cluster: cluster}, nil
 }
 
 func (s *Store) writeIdentity(ctx context.Context, i identity) error {

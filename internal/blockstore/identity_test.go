@@ -82,6 +82,23 @@ func TestABucketOfAnotherClusterIsRefused(t *testing.T) {
 	})
 }
 
+func TestAClusterKeepsItsSeedWhenItMovesToAnotherBucket(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		before, after := objstore.NewInMemBucket(), objstore.NewInMemBucket()
+		seed, err := New(before, nil).IdentitySeed(t.Context(), "prod")
+		require.NoError(t, err)
+		moved, err := NewFollowing(after, before, nil, nil).IdentitySeed(t.Context(), "prod")
+		require.NoError(t, err)
+		require.Equal(t, seed, moved)
+		moved, err = New(after, nil).IdentitySeed(t.Context(), "prod")
+		require.NoError(t, err)
+		require.Equal(t, seed, moved, "also when the previous bucket is gone")
+
+		_, err = NewFollowing(objstore.NewInMemBucket(), before, nil, nil).IdentitySeed(t.Context(), "staging")
+		require.ErrorIs(t, err, ErrOtherCluster)
+	})
+}
+
 func TestABucketThatIsAwayIsAskedAgain(t *testing.T) {
 	bucket := failing{objstore.NewInMemBucket()}
 	store := New(bucket, nil)
