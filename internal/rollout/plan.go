@@ -165,9 +165,6 @@ func faults(status cluster.Status) []string {
 	if n := status.Sets.LostQuorum; n > 0 {
 		found = append(found, fmt.Sprintf("%d of %d replica sets cannot take writes", n, status.Sets.Total))
 	}
-	if len(found) == 0 && !status.Agree {
-		found = append(found, "the processes do not agree yet on who belongs to the cluster")
-	}
 	return found
 }
 

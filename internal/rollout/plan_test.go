@@ -54,7 +54,6 @@ func plan(status cluster.Status, journal Journal, cfg Config) string {
 //	rf 3
 //	parallel 2
 //	allow-outage
-//	disagree
 //	lacking 4                        replica sets that lack a replica
 //	began a-0=5 b-0=7                the journal of a rollout that was broken off
 //	ID ZONE RANK STATE EPOCH [dead|displaced]
@@ -79,8 +78,6 @@ func readStory(t testing.TB, story string) (cluster.Status, Journal, Config) {
 			cfg.Parallel = number(words[1])
 		case "allow-outage":
 			cfg.AllowOutage = true
-		case "disagree":
-			status.Agree = false
 		case "lacking":
 			status.Sets.AtRisk = number(words[1])
 		case "began":

@@ -24,6 +24,9 @@ const (
 	// confirmations is how often in a row the cluster must be found whole: the node
 	// that is asked hears of a restart a moment later than it happens.
 	confirmations = 3
+	// patience is how long a whole cluster may take to agree on who belongs to it. Views
+	// of different releases may never look the same, and do no harm.
+	patience = time.Minute
 	// reportEvery is how often a wait says what it is for, if that stays the same.
 	reportEvery = 30 * time.Second
 )
@@ -140,18 +143,29 @@ func (r *Rollout) await(ctx context.Context, journal Journal, members []Member) 
 	defer ticker.Stop()
 
 	last, reported := "", time.Time{}
+	var wholeSince time.Time // but for agreement
 	for whole := 0; ; {
-		missing := r.missing(waiting, journal, members)
-		if len(missing) == 0 {
-			if whole++; whole == confirmations {
-				return nil
-			}
-		} else {
+		missing, others := r.look(waiting, journal, members)
+		switch {
+		case len(missing) > 0:
+			wholeSince = time.Time{}
+		case wholeSince.IsZero():
+			wholeSince = time.Now()
+		}
+		if len(missing) == 0 && others > 0 && time.Since(wholeSince) < patience {
+			missing = []string{fmt.Sprintf("processes that know the cluster otherwise yet: %d", others)}
+		}
+		if len(missing) > 0 {
 			whole = 0
 			if text := list(missing); text != last || time.Since(reported) >= reportEvery {
 				r.say("waiting:%s", text)
 				last, reported = text, time.Now()
 			}
+		} else if whole++; whole == confirmations {
+			if others > 0 {
+				r.say("going on; processes that know the cluster otherwise: %d, see /cluster", others)
+			}
+			return nil
 		}
 		select {
 		case <-ticker.C:
@@ -164,19 +178,24 @@ func (r *Rollout) await(ctx context.Context, journal Journal, members []Member) 
 	}
 }
 
-// missing returns what stands between the cluster and the next step.
-func (r *Rollout) missing(ctx context.Context, journal Journal, members []Member) []string {
+// look returns what stands between the cluster and the next step, and how many processes
+// know another registry than the one that is asked.
+func (r *Rollout) look(ctx context.Context, journal Journal, members []Member) (missing []string, others int) {
 	status, err := r.deps.Status(ctx)
 	if err != nil {
-		return []string{"no answer: " + err.Error()}
+		return []string{"no answer: " + err.Error()}, 0
 	}
-	var missing []string
 	for _, m := range members {
 		if !journal.restarted(status, m.ID) {
 			missing = append(missing, m.ID+" is not back yet")
 		}
 	}
-	return append(missing, faults(status)...)
+	for _, peer := range status.Peers {
+		if peer.Registry != "" && peer.Registry != status.Registry {
+			others++
+		}
+	}
+	return append(missing, faults(status)...), others
 }
 
 func (r *Rollout) say(format string, args ...any) {
