@@ -101,10 +101,7 @@ func (i *Ingester) Wipe(ctx context.Context) error {
 		return err
 	}
 	for _, t := range i.all() {
-		t.working.Lock()
-		err := errors.Join(t.close(), i.remove(t))
-		t.working.Unlock()
-		if err != nil {
+		if err := t.wipe(); err != nil {
 			return fmt.Errorf("wipe tenant %s: %w", t.id, err)
 		}
 	}
@@ -211,6 +208,23 @@ func (d *drain) insist(ctx context.Context, what string, try func() error) error
 			return fmt.Errorf("%s: %w", what, errors.Join(ctx.Err(), err))
 		}
 	}
+}
+
+// wipe deletes the tenant here. The bucket has all of it.
+func (t *tenantDB) wipe() error {
+	t.working.Lock()
+	defer t.working.Unlock()
+	db, release, err := t.acquire()
+	switch {
+	case err == nil:
+		for _, b := range db.Blocks() {
+			t.shipped.release(b.MaxTime()) // Before they are gone: see holding.
+		}
+		release()
+	case !errors.Is(err, errClosed):
+		return err
+	}
+	return errors.Join(t.close(), t.ing.remove(t))
 }
 
 // empty cuts the whole head and uploads all blocks. It returns the local blocks and

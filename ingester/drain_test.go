@@ -176,14 +176,15 @@ func TestUploadsAreToldByBlock(t *testing.T) {
 func TestWipedIngesterHasUploadedAllAndBeginsAnew(t *testing.T) {
 	f := newFixture(t, withCluster(i0, time.Hour))
 	f.seeAll = false
+	f.advance(5 * time.Hour)
 	f.push(acme, sample{"a", 0, 1}, sample{"a", -time.Minute, 2})
-	f.push("other", sample{"a", 0, 1})
+	f.push("other", sample{"a", 5 * time.Hour, 1})
 	require.NoError(t, f.Wipe(context.Background()))
 	require.Equal(t, []string{"-1m0s 2", "0s 1"}, f.inBucket(acme)["a"])
 	require.NoDirExists(t, f.file(""))
 	require.Empty(t, f.all())
 	require.Empty(t, f.stored(acme))
-	require.Greater(t, f.Holding(acme).HeldFrom, noon.UnixMilli())
+	require.Greater(t, f.Holding(acme).HeldFrom, noon.Add(5*time.Hour).UnixMilli())
 	require.Empty(t, f.Holding(acme).Placements)
 
 	anew := Member{Instance: i0.Instance, Generation: 8}

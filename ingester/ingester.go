@@ -294,6 +294,12 @@ func (i *Ingester) tenantForPush(id tenant.ID) (*tenantDB, error) {
 	return t, nil
 }
 
+func (i *Ingester) isStopped() bool {
+	i.mu.RLock()
+	defer i.mu.RUnlock()
+	return i.mu.stopped
+}
+
 func (i *Ingester) lookup(id tenant.ID) *tenantDB {
 	i.mu.RLock()
 	defer i.mu.RUnlock()

@@ -447,6 +447,21 @@ func TestCanceledSelectLetsGoOfTheSamples(t *testing.T) {
 	require.NoError(t, f.Flush(context.Background(), acme), "a cut waits for the queries that read what it drops")
 }
 
+func TestStoppedIngesterDoesNotAnswerWithNothing(t *testing.T) {
+	f := newFixture(t, withCluster(i0, time.Hour))
+	f.push(acme, sample{"a", 0, 1})
+	c := queryv1.NewRecentServiceClient(f.dial())
+	require.NoError(t, f.close())
+	stream, err := c.Select(context.Background(), everything(acme))
+	require.NoError(t, err)
+	_, err = stream.Recv()
+	require.Equal(t, codes.Unavailable, status.Code(err))
+	_, err = c.Labels(context.Background(), &queryv1.LabelsRequest{Tenant: "acme", MaxMs: math.MaxInt64})
+	require.Equal(t, codes.Unavailable, status.Code(err))
+	_, err = c.Exemplars(context.Background(), &queryv1.ExemplarsRequest{Tenant: "acme", MaxMs: math.MaxInt64})
+	require.Equal(t, codes.Unavailable, status.Code(err))
+}
+
 func TestQuestionsBesidesSelect(t *testing.T) {
 	f := newFixture(t, withCluster(i0, time.Hour))
 	b := batch(sample{"a", 0, 1}, sample{"b", 0, 1})

@@ -213,6 +213,10 @@ func (t *tenantDB) closedErrLocked() error {
 	if t.openErr != nil {
 		return wire.Unavailable(t.openErr, max(time.Second, t.retryAt.Sub(t.ing.now()).Round(time.Second)))
 	}
+	if t.ing.isStopped() {
+		// An answer without its samples would be a wrong one.
+		return wire.Unavailable(errStopped, time.Second)
+	}
 	return errClosed
 }
 
