@@ -79,7 +79,7 @@ func metricsInCode(t testing.TB) func(name string) bool {
 }
 
 func TestDashboardsAreJSON(t *testing.T) {
-	dashboards := files(t, "deploy", ".json")
+	dashboards := files(t, "deploy/grafana", ".json")
 	require.NotEmpty(t, dashboards)
 	for _, name := range dashboards {
 		var dashboard struct {
