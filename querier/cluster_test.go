@@ -91,13 +91,13 @@ func TestPromQLOverReplicasAnswersLikeOneTSDB(t *testing.T) {
 	paths = append(paths, "/api/v1/labels?", "/api/v1/labels?limit=2", "/api/v1/label/__name__/values?limit=3",
 		"/api/v1/label/pod/values?match[]=temperature", "/api/v1/labels?match[]=early&match[]=late",
 		`/api/v1/series?match[]=early`, `/api/v1/series?match[]=early&match[]=nonexistent`)
-	c.Querier.edge = c.recent
+	c.edge = c.recent
 	direct := Direct(c.ingester)
 	for _, path := range paths {
 		got := c.get(alice, path)
-		c.Querier.edge = direct
+		c.edge = direct
 		want := c.get(bob, path)
-		c.Querier.edge = c.recent
+		c.edge = c.recent
 		require.Equal(t, want.Code, got.Code, path)
 		require.JSONEq(t, want.Body, got.Body, path)
 	}

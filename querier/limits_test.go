@@ -85,7 +85,7 @@ func TestAQueryThatTakesTooLongIsStopped(t *testing.T) {
 		r.upload(alice, 0, hour, blocktest.Floats("x", 0, hour, minute))
 		r.refresh()
 		r.limits.MaxQueryDuration = model.Duration(90 * time.Second)
-		r.Querier.edge = Direct(slowIngester{r.ingester})
+		r.edge = Direct(slowIngester{r.ingester})
 		require.Equal(t, 200, r.get(alice, "/api/v1/query?query=x").Code)
 
 		r.limits.MaxQueryDuration = model.Duration(30 * time.Second)

@@ -56,7 +56,7 @@ func TestAnswersThatListSeriesAreBounded(t *testing.T) {
 		r := newRig(t, rigOption{})
 		r.refresh()
 		served := 0
-		r.Querier.edge = Direct(endless{r.ingester, &served})
+		r.edge = Direct(endless{r.ingester, &served})
 
 		got := r.get(alice, path)
 

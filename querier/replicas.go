@@ -61,8 +61,9 @@ type replicaSet struct {
 	at      *replicatedSeries
 	err     error
 
-	merging []sourcedChunk // of the series at hand
-	chunks  arena[sourcedChunk]
+	merging []frame.Chunk // of the series at hand
+	having  []*stream     // those that have it
+	chunks  arena[frame.Chunk]
 	series  arena[replicatedSeries]
 }
 
@@ -74,8 +75,8 @@ func (s *replicaSet) Next() bool {
 	}
 	if !s.opened {
 		s.opened = true
-		for i, frames := range s.answer.streams {
-			s.streams = append(s.streams, &stream{frames: frames, source: sourceOf(i), reader: frame.NewSelectReader(nil)})
+		for _, frames := range s.answer.streams {
+			s.streams = append(s.streams, &stream{frames: frames, reader: frame.NewSelectReader(nil)})
 		}
 		s.streams = slices.DeleteFunc(s.streams, func(st *stream) bool { return !s.advance(st) })
 		heap.Init(&s.streams)
@@ -85,20 +86,21 @@ func (s *replicaSet) Next() bool {
 	}
 	first := s.streams[0]
 	key, ls := first.key(), first.series()
-	s.merging = s.merging[:0]
-	for len(s.streams) > 0 && (bytes.Equal(s.streams[0].key(), key)) {
-		st := s.streams[0]
-		for _, c := range st.reader.Chunks() {
-			s.merging = append(s.merging, sourcedChunk{Chunk: c, sources: st.source})
-		}
+	s.merging, s.having = s.merging[:0], s.having[:0]
+	for len(s.streams) > 0 && bytes.Equal(s.streams[0].key(), key) {
+		st := heap.Pop(&s.streams).(*stream) //nolint:forcetypeassert // nothing else is in there
+		s.merging = append(s.merging, st.reader.Chunks()...)
+		s.having = append(s.having, st)
+	}
+	// All of them step on before they are compared again: most are at one series
+	// then, which is seen without making labels.
+	for _, st := range s.having {
 		if s.advance(st) {
-			heap.Fix(&s.streams, 0)
-		} else {
-			heap.Pop(&s.streams)
+			heap.Push(&s.streams, st)
 		}
-		if s.err != nil {
-			return false
-		}
+	}
+	if s.err != nil {
+		return false
 	}
 	s.at = s.series.one()
 	*s.at = replicatedSeries{labels: ls, within: s.answer.within, chunks: s.deduplicate()}
@@ -116,18 +118,16 @@ func (s *replicaSet) advance(st *stream) bool {
 
 // deduplicate returns the chunks of the series at hand by time, those with the same
 // bytes once.
-func (s *replicaSet) deduplicate() []sourcedChunk {
+func (s *replicaSet) deduplicate() []frame.Chunk {
 	all := s.merging
-	slices.SortStableFunc(all, func(a, b sourcedChunk) int {
+	slices.SortStableFunc(all, func(a, b frame.Chunk) int {
 		return cmp.Or(cmp.Compare(a.MinTime, b.MinTime), cmp.Compare(a.MaxTime, b.MaxTime))
 	})
 	kept := all[:0]
 	for _, c := range all {
-		if i := sameChunk(kept, c); i >= 0 {
-			kept[i].sources |= c.sources
-			continue
+		if !hasChunk(kept, c) {
+			kept = append(kept, c)
 		}
-		kept = append(kept, c)
 	}
 	if dropped := len(all) - len(kept); dropped > 0 {
 		s.answer.dropped(dropped)
@@ -135,15 +135,14 @@ func (s *replicaSet) deduplicate() []sourcedChunk {
 	return s.chunks.copyOf(kept)
 }
 
-// sameChunk returns where in kept, which is sorted, there is a chunk with the bytes of c,
-// or -1.
-func sameChunk(kept []sourcedChunk, c sourcedChunk) int {
+// hasChunk reports whether there is a chunk with the bytes of c in kept, which is sorted.
+func hasChunk(kept []frame.Chunk, c frame.Chunk) bool {
 	for i := len(kept) - 1; i >= 0 && kept[i].MinTime == c.MinTime && kept[i].MaxTime == c.MaxTime; i-- {
 		if kept[i].Encoding == c.Encoding && bytes.Equal(kept[i].Data, c.Data) {
-			return i
+			return true
 		}
 	}
-	return -1
+	return false
 }
 
 func (s *replicaSet) Err() error { return s.err }
@@ -178,27 +177,9 @@ func (a *arena[T]) copyOf(values []T) []T {
 	return out
 }
 
-// sources is a set of replicas. Those beyond the 64th are in none: then it is only not
-// known that two chunks are of the same replica.
-type sources uint64
-
-func sourceOf(replica int) sources {
-	if replica >= 64 {
-		return 0
-	}
-	return 1 << replica
-}
-
-// sourcedChunk is a chunk and who has it.
-type sourcedChunk struct {
-	frame.Chunk
-	sources sources
-}
-
 // stream is what one ingester sent.
 type stream struct {
 	frames [][]byte
-	source sources
 	reader *frame.SelectReader
 	labels labels.Labels
 	made   bool // labels are of the series at hand
@@ -245,8 +226,9 @@ func (h streamHeap) Less(i, j int) bool {
 	return labels.Compare(h[i].series(), h[j].series()) < 0
 }
 
-// Push implements heap.Interface; streams are only taken away.
-func (h *streamHeap) Push(any) { panic("BUG: a stream is added") }
+func (h *streamHeap) Push(st any) {
+	*h = append(*h, st.(*stream)) //nolint:forcetypeassert // nothing else is pushed
+}
 
 func (h *streamHeap) Pop() any {
 	last := (*h)[len(*h)-1]
@@ -259,7 +241,7 @@ func (h *streamHeap) Pop() any {
 type replicatedSeries struct {
 	labels labels.Labels
 	within timeRange
-	chunks []sourcedChunk
+	chunks []frame.Chunk
 }
 
 func (s *replicatedSeries) Labels() labels.Labels { return s.labels }

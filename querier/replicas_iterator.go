@@ -9,11 +9,13 @@ import (
 	"github.com/prometheus/prometheus/storage"
 	"github.com/prometheus/prometheus/tsdb/chunkenc"
 	"github.com/prometheus/prometheus/tsdb/chunks"
+
+	"github.com/hundredfold/hundredfold/internal/frame"
 )
 
 // segment returns the end of the chunks that begin at start and overlap one another,
 // and the time of their last sample.
-func segment(all []sourcedChunk, start int) (end int, maxt int64) {
+func segment(all []frame.Chunk, start int) (end int, maxt int64) {
 	end, maxt = start+1, all[start].MaxTime
 	for end < len(all) && all[end].MinTime <= maxt {
 		maxt = max(maxt, all[end].MaxTime)
@@ -24,8 +26,10 @@ func segment(all []sourcedChunk, start int) (end int, maxt int64) {
 
 // replicaIterator iterates over the samples of a series: segment by segment, of which
 // one that is a single chunk is just decoded. Of samples with one timestamp one counts.
+// The first histogram of a chunk never says whether counters were reset since the one
+// before it, so that it does not matter which replica that is of.
 type replicaIterator struct {
-	chunks []sourcedChunk
+	chunks []frame.Chunk
 	within timeRange
 
 	at    chunkenc.Iterator // of the segment at hand; nil before the first and after the last
@@ -33,16 +37,9 @@ type replicaIterator struct {
 	next  int               // the first chunk after the segment at hand
 	plain chunkenc.Iterator // reused for segments of one chunk
 	err   error
-
-	// A histogram says whether its counters were reset since the sample before it. That
-	// holds for the first sample of a chunk only if the chunk before is of the same
-	// replica.
-	before sources // who has the segment at hand, if it is a single chunk
-	apart  bool    // the segment at hand follows one of others
-	first  bool    // the sample at hand is the segment's first
 }
 
-func (it *replicaIterator) reset(all []sourcedChunk, within timeRange) {
+func (it *replicaIterator) reset(all []frame.Chunk, within timeRange) {
 	*it = replicaIterator{chunks: all, within: within, plain: it.plain}
 	for it.next < len(all) && all[it.next].MaxTime < within.mint {
 		it.next++
@@ -59,11 +56,6 @@ func (it *replicaIterator) open(t int64) bool {
 			break
 		}
 		it.next = end
-		it.apart = start > 0 && (end-start > 1 || it.before&it.chunks[start].sources == 0)
-		it.before = 0
-		if end-start == 1 {
-			it.before = it.chunks[start].sources
-		}
 		if maxt < t {
 			continue
 		}
@@ -74,7 +66,7 @@ func (it *replicaIterator) open(t int64) bool {
 	return false
 }
 
-func (it *replicaIterator) iterator(segment []sourcedChunk) (chunkenc.Iterator, error) {
+func (it *replicaIterator) iterator(segment []frame.Chunk) (chunkenc.Iterator, error) {
 	if len(segment) == 1 {
 		chunk, err := chunkenc.FromData(segment[0].Encoding, segment[0].Data)
 		if err != nil {
@@ -98,7 +90,6 @@ func (it *replicaIterator) Next() chunkenc.ValueType {
 	if it.at == nil {
 		return it.enter(it.within.mint)
 	}
-	it.first = false
 	if it.kind = it.at.Next(); it.kind != chunkenc.ValNone {
 		return it.clip()
 	}
@@ -116,7 +107,6 @@ func (it *replicaIterator) Seek(t int64) chunkenc.ValueType { //nolint:govet // 
 	if it.kind != chunkenc.ValNone && it.at.AtT() >= t {
 		return it.kind
 	}
-	it.first = false
 	if it.kind = it.at.Seek(t); it.kind != chunkenc.ValNone {
 		return it.clip()
 	}
@@ -129,7 +119,6 @@ func (it *replicaIterator) Seek(t int64) chunkenc.ValueType { //nolint:govet // 
 // enter steps to the first sample at or after t of those segments that follow.
 func (it *replicaIterator) enter(t int64) chunkenc.ValueType {
 	for it.err == nil && it.open(t) {
-		it.first = true
 		if t == math.MinInt64 {
 			it.kind = it.at.Next()
 		} else {
@@ -162,19 +151,11 @@ func (it *replicaIterator) AtST() int64          { return it.at.AtST() }
 func (it *replicaIterator) Err() error           { return it.err }
 
 func (it *replicaIterator) AtHistogram(h *histogram.Histogram) (int64, *histogram.Histogram) {
-	t, h := it.at.AtHistogram(h)
-	if it.first && it.apart && h.CounterResetHint != histogram.GaugeType {
-		h.CounterResetHint = histogram.UnknownCounterReset
-	}
-	return t, h
+	return it.at.AtHistogram(h)
 }
 
 func (it *replicaIterator) AtFloatHistogram(h *histogram.FloatHistogram) (int64, *histogram.FloatHistogram) {
-	t, h := it.at.AtFloatHistogram(h)
-	if it.first && it.apart && h.CounterResetHint != histogram.GaugeType {
-		h.CounterResetHint = histogram.UnknownCounterReset
-	}
-	return t, h
+	return it.at.AtFloatHistogram(h)
 }
 
 // replicatedChunks is a replicatedSeries as chunks that do not overlap.

@@ -244,7 +244,7 @@ func TestNoGapWhileABlockMovesFromTheIngesterToTheBucket(t *testing.T) {
 	dir := blocktest.Write(t, t.TempDir(), 0, hour, blocktest.Floats("x", 0, hour, minute))
 	// While the query opens the ingester's querier, which finds nothing any more, the
 	// block appears in the bucket and in the view.
-	r.Querier.edge = Direct(movingIngester{edge: r.ingester, move: func() {
+	r.edge = Direct(movingIngester{edge: r.ingester, move: func() {
 		r.uploadDir(alice, dir)
 		r.refresh()
 	}})
