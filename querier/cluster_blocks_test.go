@@ -267,6 +267,7 @@ func TestExemplarsAndMetadataAndStatisticsAreMerged(t *testing.T) {
 	older, newer := metadata.Metadata{Type: "gauge", Help: "older"}, metadata.Metadata{Type: "counter", Help: "newer"}
 	c.replicas[0].md[alice] = map[string][]metadata.Metadata{"x": {older}}
 	c.replicas[1].md[alice] = map[string][]metadata.Metadata{"x": {newer, older}, "y": {older}}
+	c.replicas[2].md[alice] = map[string][]metadata.Metadata{"x": {newer, older}}
 	known, err := c.recent.metadata(t.Context(), alice, "")
 	require.NoError(t, err)
 	require.ElementsMatch(t, []metadata.Metadata{newer, older}, known["x"])
