@@ -10,8 +10,6 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
-
-	"github.com/hundredfold/hundredfold/internal/testcluster"
 )
 
 func TestChartIsCleanForHelm(t *testing.T) {
@@ -27,8 +25,8 @@ func TestChartIsCleanForHelm(t *testing.T) {
 // errors.
 func kubeconform(t testing.TB, manifests string) (output string, err error) {
 	t.Helper()
-	schemas := testcluster.Tool(t, "kubernetes-schemas") + "/{{.Group}}/{{.ResourceKind}}_{{.ResourceAPIVersion}}.json"
-	cmd := exec.CommandContext(t.Context(), testcluster.Tool(t, "kubeconform"), "-strict", "-summary", "-schema-location="+schemas, "-")
+	schemas := tool(t, "kubernetes-schemas") + "/{{.Group}}/{{.ResourceKind}}_{{.ResourceAPIVersion}}.json"
+	cmd := exec.CommandContext(t.Context(), tool(t, "kubeconform"), "-strict", "-summary", "-schema-location="+schemas, "-")
 	cmd.Stdin = strings.NewReader(manifests)
 	text, err := cmd.CombinedOutput()
 	return string(text), err

@@ -11,8 +11,6 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
-
-	"github.com/hundredfold/hundredfold/internal/testcluster"
 )
 
 const compose = "../../deploy/compose"
@@ -41,7 +39,7 @@ type composeModel struct {
 
 func loadCompose(t testing.TB) composeModel {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), testcluster.Tool(t, "compose-spec"), "--format=json", "docker-compose.yml")
+	cmd := exec.CommandContext(t.Context(), tool(t, "compose-spec"), "--format=json", "docker-compose.yml")
 	cmd.Dir = compose
 	cmd.Stderr = os.Stderr
 	text, err := cmd.Output()

@@ -23,6 +23,15 @@ var update = flag.Bool("update", false, "write the golden files anew")
 
 func TestMain(m *testing.M) { os.Exit(testcluster.Main(m)) }
 
+// tool returns the path of a program that `make tools` builds.
+func tool(t testing.TB, name string) string {
+	t.Helper()
+	if testing.Short() {
+		t.Skipf("%s is not run with -short", name)
+	}
+	return testcluster.Tool(t, name)
+}
+
 const (
 	chart     = "../../deploy/helm/hundredfold"
 	release   = "hf"
@@ -48,7 +57,7 @@ func valuesFiles(t testing.TB) map[string]string {
 // helm runs helm and returns what it wrote.
 func helm(t testing.TB, args ...string) (stdout, stderr string, err error) {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), testcluster.Tool(t, "helm"), args...)
+	cmd := exec.CommandContext(t.Context(), tool(t, "helm"), args...)
 	home := t.TempDir()
 	cmd.Env = append(os.Environ(), "HELM_CACHE_HOME="+home, "HELM_CONFIG_HOME="+home, "HELM_DATA_HOME="+home)
 	var out, errs bytes.Buffer
