@@ -335,6 +335,19 @@ func TestMatchersThatAreInvalidAreTheClientsFault(t *testing.T) {
 	require.Equal(t, 400, wire.HTTPStatus(err))
 }
 
+func TestARangeWithoutTimeHasNoSamples(t *testing.T) {
+	c := newClusterRig(t, 3, 3)
+	c.refresh()
+	c.write(t, alice, "x", 5, 0, hour)
+	q, err := c.Queryable().Querier(0, minute)
+	require.NoError(t, err)
+	defer q.Close()
+	set := q.Select(as(alice), true, &storage.SelectHints{Start: 2 * minute, End: 3 * minute}, labels.MustNewMatcher(labels.MatchEqual, model.MetricNameLabel, "x"))
+	require.False(t, set.Next())
+	require.NoError(t, set.Err())
+	require.Zero(t, c.replicas[0].timesAsked())
+}
+
 func TestAClosedQueryAsksNobody(t *testing.T) {
 	c := newClusterRig(t, 3, 3)
 	c.refresh()

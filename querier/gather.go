@@ -344,7 +344,7 @@ func (g *gatherer[T]) take(ctx context.Context, r reply[T]) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		g.c.logger.Warn("An ingester did not answer a query; others are asked in its place", "ingester", r.instance, "err", r.err)
+		g.c.complain(r.instance, r.err)
 		g.c.metrics.requests.WithLabelValues("error").Inc()
 		g.askMore(ctx)
 		return nil

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/prometheus/storage"
@@ -49,6 +50,11 @@ type ClusterIngester struct {
 	memory  *memory
 	pace    *pace
 	views   *views // set by attach
+
+	complaints struct {
+		sync.Mutex
+		last map[string]time.Time // by instance
+	}
 }
 
 // NewClusterIngester returns a ClusterIngester that asks the ingesters that src knows.
@@ -56,7 +62,7 @@ func NewClusterIngester(src cluster.Source, conns Conns, limits tenant.LimitsFun
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
 	}
-	return &ClusterIngester{
+	c := &ClusterIngester{
 		src:     src,
 		conns:   conns,
 		limits:  limits,
@@ -64,6 +70,22 @@ func NewClusterIngester(src cluster.Source, conns Conns, limits tenant.LimitsFun
 		metrics: newIngesterMetrics(reg),
 		memory:  newMemory(),
 		pace:    &pace{},
+	}
+	c.complaints.last = map[string]time.Time{}
+	return c
+}
+
+// complain logs that an ingester failed a request, once per minute and ingester.
+func (c *ClusterIngester) complain(instance string, err error) {
+	c.complaints.Lock()
+	last, before := c.complaints.last[instance]
+	often := before && time.Since(last) < time.Minute
+	if !often {
+		c.complaints.last[instance] = time.Now()
+	}
+	c.complaints.Unlock()
+	if !often {
+		c.logger.Warn("An ingester failed to answer a query; others are asked in its place", "ingester", instance, "err", err)
 	}
 }
 
@@ -212,6 +234,9 @@ func (r *clusterRecent[R]) close() error {
 }
 
 func (r *clusterRecent[R]) ask(ctx context.Context, ask request) (*answer, error) {
+	if ask.mint > ask.maxt {
+		return &answer{dropped: func(int) {}}, nil // hints may lie outside of the query's range
+	}
 	if ask.kind == selectSeries {
 		return r.selectSeries(ctx, ask)
 	}
