@@ -4,7 +4,8 @@
 // Prometheus's HTTP API.
 //
 // Answers are complete or they are errors: a block that is needed and cannot be
-// read, or a bucket that was never listed, fails the query. The package writes
+// read, a bucket that was never listed, or too few replicas of recent samples that
+// answer, fails the query. The package writes
 // nothing to the bucket and knows no object keys.
 package querier
 
