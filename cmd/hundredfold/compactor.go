@@ -1,16 +1,35 @@
 package main
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/hundredfold/hundredfold/compactor"
+	"github.com/hundredfold/hundredfold/internal/cluster"
 )
 
-// newCompactor wires the compactor. It works on the bucket alone.
-func (p *process) newCompactor() (*compactor.Compactor, error) {
-	c, err := compactor.New(p.cfg.Compactor, p.store, p.reloader.limits.of, p.logger.With("component", "compactor"), p.registry)
-	if err != nil {
-		return nil, fmt.Errorf("start the compactor: %w", err)
+// startCompactor wires and starts the compactor, if the process has the role. It works
+// on the bucket alone, on the tenants that are its own among the compactors. It also
+// brings over what lies in a previous bucket.
+func (p *process) startCompactor(s *starter, c *components) error {
+	if !p.has(cluster.RoleCompactor) {
+		return nil
 	}
-	return c, nil
+	deps := compactor.Deps{
+		Store:      p.store,
+		Limits:     p.reloader.limits.of,
+		Instance:   p.data.ID,
+		Logger:     p.logger.With("component", "compactor"),
+		Registerer: p.registry,
+	}
+	if p.member != nil {
+		deps.Owns = p.member.owns
+	}
+	comp, err := compactor.New(p.cfg.Compactor, deps)
+	if err != nil {
+		return fmt.Errorf("start the compactor: %w", err)
+	}
+	c.compactor = s.start("compactor", comp.Run)
+	c.copying = s.start("copy of the previous bucket", func(ctx context.Context) error { return p.store.RunCopy(ctx, deps.Owns) })
+	return nil
 }

@@ -18,6 +18,8 @@ import (
 	"github.com/hundredfold/hundredfold/distributor"
 	"github.com/hundredfold/hundredfold/ingester"
 	"github.com/hundredfold/hundredfold/internal/blockstore"
+	"github.com/hundredfold/hundredfold/internal/cluster"
+	"github.com/hundredfold/hundredfold/internal/rpc"
 	"github.com/hundredfold/hundredfold/internal/server"
 	"github.com/hundredfold/hundredfold/internal/tenant"
 	"github.com/hundredfold/hundredfold/querier"
@@ -29,6 +31,8 @@ type config struct {
 	DataDir        string               `yaml:"data_dir"`
 	HTTP           server.Config        `yaml:"http"`
 	Auth           server.Auth          `yaml:"auth"`
+	GRPC           rpc.Config           `yaml:"grpc"`
+	Cluster        cluster.Config       `yaml:"cluster"`
 	Multitenancy   multitenancyConfig   `yaml:"multitenancy"`
 	SelfMonitoring selfMonitoringConfig `yaml:"self_monitoring"`
 	Bucket         blockstore.Config    `yaml:"bucket"`
@@ -57,6 +61,8 @@ func defaultConfig() config {
 		DataDir:        "./data",
 		HTTP:           server.DefaultConfig(),
 		Auth:           server.DefaultAuth(),
+		GRPC:           rpc.DefaultConfig(),
+		Cluster:        cluster.DefaultConfig(),
 		SelfMonitoring: selfMonitoringConfig{Enabled: true},
 		Bucket:         blockstore.Default(),
 		Distributor:    distributor.Default(),
@@ -86,6 +92,9 @@ func (o options) load() (config, error) {
 		override(&c)
 	}
 	c.place()
+	if len(o.roles) < len(allRoles()) {
+		c.Cluster.Enabled = true
+	}
 	if err := c.validate(); err != nil {
 		return config{}, fmt.Errorf("the configuration is invalid:\n%w", err)
 	}
@@ -162,6 +171,8 @@ func (c *config) validate() error {
 	errs = append(errs,
 		under("http", c.HTTP.Validate()),
 		under("auth", c.Auth.Validate()),
+		under("grpc", c.GRPC.Validate()),
+		under("cluster", c.Cluster.Validate()),
 		under("bucket", c.Bucket.Validate()),
 		under("distributor", c.Distributor.Validate()),
 		under("ingester", c.Ingester.Validate()),
@@ -211,7 +222,7 @@ func (c *config) text() string {
 func checkConfig(opts options, stdout, stderr io.Writer) int {
 	c, err := opts.load()
 	if err == nil {
-		err = server.Check(c.HTTP, c.Auth)
+		err = errors.Join(server.Check(c.HTTP, c.Auth), checkCluster(c))
 	}
 	if err != nil {
 		say(stderr, fmt.Sprintf("hundredfold: %v\n", err))

@@ -90,7 +90,7 @@ limits: {max_series: 7, retention: 60d}
 }
 
 func TestInvalidValuesAreAllReportedUnderTheirKeys(t *testing.T) {
-	_, err := write(t, `
+	_, err := optionsFor(t, `
 data_dir: ""
 http: {listen_address: nowhere}
 auth: {mode: maybe}
@@ -119,14 +119,14 @@ func TestDirectoriesAreBelowTheDataDirectoryUnlessTheFileSaysOtherwise(t *testin
 	require.Equal(t, []string{"/d/bucket", "/d/ingester", "/d/querier", "/d/compactor"},
 		[]string{c.Bucket.Filesystem.Directory, c.Ingester.Dir, c.Querier.Dir, c.Compactor.Dir})
 
-	c, err = write(t, "data_dir: /e\nbucket: {filesystem: {directory: /b}}\ncompactor: {dir: /c}\n").load()
+	c, err = optionsFor(t, "data_dir: /e\nbucket: {filesystem: {directory: /b}}\ncompactor: {dir: /c}\n").load()
 	require.NoError(t, err)
 	require.Equal(t, []string{"/b", "/e/ingester", "/e/querier", "/c"},
 		[]string{c.Bucket.Filesystem.Directory, c.Ingester.Dir, c.Querier.Dir, c.Compactor.Dir})
 }
 
 func TestConfigurationInForceIsShownWithoutSecrets(t *testing.T) {
-	c, err := write(t, "bucket: {type: s3, s3: {endpoint: e, bucket: b, access_key: AKEY, secret_key: hunter2}}\ntenants: {a: {max_series: 3}}\n").load()
+	c, err := optionsFor(t, "bucket: {type: s3, s3: {endpoint: e, bucket: b, access_key: AKEY, secret_key: hunter2}}\ntenants: {a: {max_series: 3}}\n").load()
 	require.NoError(t, err)
 	text := c.text()
 	require.NotContains(t, text, "hunter2")
@@ -209,8 +209,8 @@ func file(t testing.TB, text string) string {
 	return path
 }
 
-// write returns options that load a file with text.
-func write(t testing.TB, text string) options {
+// optionsFor returns options that load a file with text.
+func optionsFor(t testing.TB, text string) options {
 	t.Helper()
 	return options{configFile: file(t, text)}
 }

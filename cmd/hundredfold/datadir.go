@@ -2,6 +2,7 @@ package main
 
 import (
 	"crypto/rand"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -21,13 +22,14 @@ var errInUse = errors.New("in use by another process")
 
 // dataDir is the data directory, held by this process alone until Close.
 type dataDir struct {
-	lock       fileutil.Releaser
-	instanceID string
+	lock fileutil.Releaser
+	path string // of the file that instance is kept in
+	instance
 }
 
 // openDataDir creates dir if need be, locks it, and reads or makes the identity
-// of the instance that lives there.
-func openDataDir(dir string) (*dataDir, error) {
+// of the instance that lives there. id is the one it must have, "" for any.
+func openDataDir(dir, id string) (*dataDir, error) {
 	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return nil, fmt.Errorf("create the data directory: %w", err)
 	}
@@ -39,13 +41,13 @@ func openDataDir(dir string) (*dataDir, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock the data directory: %w", err)
 	}
-	d := &dataDir{lock: lock}
+	d := &dataDir{lock: lock, path: filepath.Join(dir, "instance.json")}
 	// The lock is on the open file; what the file says is for people. It is
 	// written in place, because a new file would not be locked.
 	if err := os.WriteFile(path, []byte(strconv.Itoa(os.Getpid())+"\n"), 0o640); err != nil {
 		return nil, errors.Join(fmt.Errorf("note the process in the data directory: %w", err), d.Close())
 	}
-	if d.instanceID, err = instanceID(filepath.Join(dir, "instance.json")); err != nil {
+	if err := d.identify(id); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
 	return d, nil
@@ -69,45 +71,70 @@ func holder(path string) string {
 	return " (pid " + pid + ")"
 }
 
-// instance is the content of instance.json.
+// instance is the content of instance.json. Releases before the cluster write and
+// need no more than the first two fields.
 type instance struct {
 	Version int    `json:"version"`
 	ID      string `json:"id"`
+	// Generation tells the data in this directory from data that was lost.
+	Generation uint64 `json:"generation"`
+	// Seed is the seed of the cluster's identities, once the bucket has told it.
+	Seed *uint64 `json:"seed,omitempty"`
 }
 
-func instanceID(path string) (string, error) {
-	text, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return newInstance(path)
+// identify reads the instance, or makes one.
+func (d *dataDir) identify(id string) error {
+	text, err := os.ReadFile(d.path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		d.instance = instance{Version: 1, ID: id}
+		if id == "" {
+			d.ID = ulid.MustNew(ulid.Now(), rand.Reader).String()
+		}
+	case err != nil:
+		return fmt.Errorf("read the identity of the instance: %w", err)
+	default:
+		if err := json.Unmarshal(text, &d.instance); err != nil {
+			return fmt.Errorf("read the identity of the instance from %s: %w", d.path, err)
+		}
 	}
-	if err != nil {
-		return "", fmt.Errorf("read the identity of the instance: %w", err)
+	switch {
+	case d.Version != 1 || d.ID == "":
+		return fmt.Errorf("read the identity of the instance from %s: version %d is not known to this release, or the id is missing", d.path, d.Version)
+	case id != "" && id != d.ID:
+		return fmt.Errorf("the data directory belongs to instance %q, not to %q: leave --instance-id out, or choose another --data.dir", d.ID, id)
+	case d.Generation != 0:
+		return nil
 	}
-	var i instance
-	if err := json.Unmarshal(text, &i); err != nil {
-		return "", fmt.Errorf("read the identity of the instance from %s: %w", path, err)
+	for d.Generation == 0 {
+		var random [8]byte
+		_, _ = rand.Read(random[:]) // never fails (crypto/rand)
+		d.Generation = binary.BigEndian.Uint64(random[:])
 	}
-	if i.Version != 1 || i.ID == "" {
-		return "", fmt.Errorf("read the identity of the instance from %s: version %d is not known to this release, or the id is missing", path, i.Version)
-	}
-	return i.ID, nil
+	return d.save()
 }
 
-func newInstance(path string) (string, error) {
-	i := instance{Version: 1, ID: ulid.MustNew(ulid.Now(), rand.Reader).String()}
-	text, err := json.Marshal(i)
+// remember keeps the seed of the cluster's identities, so that the next start can do
+// without the bucket.
+func (d *dataDir) remember(seed uint64) error {
+	d.Seed = &seed
+	return d.save()
+}
+
+func (d *dataDir) save() error {
+	text, err := json.Marshal(d.instance)
 	if err != nil {
-		return "", fmt.Errorf("write the identity of the instance: %w", err)
+		return fmt.Errorf("write the identity of the instance: %w", err)
 	}
 	// Whole or absent, also after a crash.
-	temporary := path + ".tmp"
+	temporary := d.path + ".tmp"
 	if err := writeSynced(temporary, append(text, '\n')); err != nil {
-		return "", fmt.Errorf("write the identity of the instance: %w", err)
+		return fmt.Errorf("write the identity of the instance: %w", err)
 	}
-	if err := fileutil.Rename(temporary, path); err != nil {
-		return "", fmt.Errorf("write the identity of the instance: %w", err)
+	if err := fileutil.Rename(temporary, d.path); err != nil {
+		return fmt.Errorf("write the identity of the instance: %w", err)
 	}
-	return i.ID, nil
+	return nil
 }
 
 func writeSynced(path string, text []byte) error {

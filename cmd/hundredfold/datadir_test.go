@@ -11,34 +11,34 @@ import (
 
 func TestDataDirectoryBelongsToOneProcess(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "not", "there", "yet")
-	first, err := openDataDir(dir)
+	first, err := openDataDir(dir, "")
 	require.NoError(t, err)
 
-	_, err = openDataDir(dir)
+	_, err = openDataDir(dir, "")
 	require.ErrorIs(t, err, errInUse)
 	require.ErrorContains(t, err, fmt.Sprintf("data directory %s is in use by another process (pid %d)", dir, os.Getpid()))
 
 	require.NoError(t, first.Close())
-	second, err := openDataDir(dir)
+	second, err := openDataDir(dir, "")
 	require.NoError(t, err)
 	require.NoError(t, second.Close())
 }
 
 func TestInstanceKeepsItsIdentity(t *testing.T) {
 	dir := t.TempDir()
-	first, err := openDataDir(dir)
+	first, err := openDataDir(dir, "")
 	require.NoError(t, err)
-	require.Len(t, first.instanceID, 26)
+	require.Len(t, first.ID, 26)
 	require.NoError(t, first.Close())
-	second, err := openDataDir(dir)
+	second, err := openDataDir(dir, "")
 	require.NoError(t, err)
 	require.NoError(t, second.Close())
-	require.Equal(t, first.instanceID, second.instanceID)
+	require.Equal(t, first.ID, second.ID)
 
-	other, err := openDataDir(t.TempDir())
+	other, err := openDataDir(t.TempDir(), "")
 	require.NoError(t, err)
 	require.NoError(t, other.Close())
-	require.NotEqual(t, first.instanceID, other.instanceID)
+	require.NotEqual(t, first.ID, other.ID)
 }
 
 func TestDamagedIdentityIsNotReplacedInSilence(t *testing.T) {
@@ -51,11 +51,11 @@ func TestDamagedIdentityIsNotReplacedInSilence(t *testing.T) {
 			dir := t.TempDir()
 			path := filepath.Join(dir, "instance.json")
 			require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
-			_, err := openDataDir(dir)
+			_, err := openDataDir(dir, "")
 			require.ErrorContains(t, err, path)
 
 			require.NoError(t, os.Remove(path))
-			d, err := openDataDir(dir)
+			d, err := openDataDir(dir, "")
 			require.NoError(t, err, "the lock was released")
 			require.NoError(t, d.Close())
 		})
@@ -65,6 +65,6 @@ func TestDamagedIdentityIsNotReplacedInSilence(t *testing.T) {
 func TestDataDirectoryThatCannotBeMadeIsAnError(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "file")
 	require.NoError(t, os.WriteFile(path, nil, 0o600))
-	_, err := openDataDir(filepath.Join(path, "data"))
+	_, err := openDataDir(filepath.Join(path, "data"), "")
 	require.ErrorContains(t, err, "create the data directory")
 }

@@ -6,8 +6,8 @@ import (
 	"github.com/hundredfold/hundredfold/distributor"
 )
 
-// newDistributor wires the distributor: it pushes into the ingester of this
-// process, by a plain call.
+// newDistributor wires the distributor. Every process has one, for the metrics about
+// itself; only those with the role serve it.
 func (p *process) newDistributor(ing distributor.Ingester) (*distributor.Distributor, error) {
 	d, err := distributor.New(p.cfg.Distributor, ing, p.logger.With("component", "distributor"), p.registry)
 	if err != nil {

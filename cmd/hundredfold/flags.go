@@ -10,14 +10,23 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/hundredfold/hundredfold/internal/cluster"
+	"github.com/hundredfold/hundredfold/internal/rpc"
 	"github.com/hundredfold/hundredfold/internal/server"
 )
 
 const roleAll = "all"
 
+// allRoles are the roles that a process may have, in the order of the data's way.
+func allRoles() []cluster.Role {
+	return []cluster.Role{cluster.RoleDistributor, cluster.RoleIngester, cluster.RoleQuerier, cluster.RoleCompactor}
+}
+
 // options is what the command line says.
 type options struct {
 	configFile string
+	roles      []cluster.Role
+	instanceID string // "": that of the data directory
 	check      bool
 	version    bool
 	logLevel   slog.Level
@@ -31,8 +40,15 @@ type options struct {
 // overridingFlags are the flags that set a key of the file.
 func overridingFlags() map[string]func(c *config, value string) {
 	return map[string]func(*config, string){
-		"data.dir":            func(c *config, v string) { c.DataDir = v },
-		"http.listen-address": func(c *config, v string) { c.HTTP.ListenAddress = v },
+		"data.dir":              func(c *config, v string) { c.DataDir = v },
+		"http.listen-address":   func(c *config, v string) { c.HTTP.ListenAddress = v },
+		"grpc.listen-address":   func(c *config, v string) { c.GRPC.ListenAddress = v },
+		"gossip.listen-address": func(c *config, v string) { c.Cluster.Gossip.ListenAddress = v },
+		"gossip.join": func(c *config, v string) {
+			c.Cluster.Gossip.Join = strings.Split(v, ",")
+			c.Cluster.Enabled = true
+		},
+		"zone": func(c *config, v string) { c.Cluster.Zone = v },
 	}
 }
 
@@ -63,33 +79,75 @@ func parseFlags(args []string) (options, error) {
 func newFlagSet(opts *options) *flag.FlagSet {
 	set := flag.NewFlagSet("hundredfold", flag.ContinueOnError)
 	set.SetOutput(io.Discard) // command writes errors and usage itself
-	role := roleValue(roleAll)
-	set.Var(&role, "role", "`ROLE` of this process; all is the only one in this release: it runs the four roles in one process")
+	opts.roles = allRoles()
+	set.Var((*rolesValue)(&opts.roles), "role", "`ROLES` of this process: all, or some of distributor, ingester, querier and compactor, separated by commas; less than all makes it a member of a cluster")
 	set.StringVar(&opts.configFile, "config.file", "", "configuration `FILE` in YAML, see docs/configuration.md; without it the defaults hold")
 	set.String("data.dir", defaultConfig().DataDir, "`DIRECTORY` of everything this process keeps; overrides data_dir")
 	set.String("http.listen-address", server.DefaultConfig().ListenAddress, "`HOST:PORT` to serve HTTP on; overrides http.listen_address")
+	set.String("grpc.listen-address", rpc.DefaultConfig().ListenAddress, "`HOST:PORT` for the other processes of a cluster; overrides grpc.listen_address")
+	set.String("gossip.listen-address", cluster.DefaultConfig().Gossip.ListenAddress, "`HOST:PORT` for gossip, by TCP and UDP; overrides cluster.gossip.listen_address")
+	set.Var(new(listValue), "gossip.join", "`HOST:PORT` of a member to join, may be repeated; it makes the process a member of a cluster; overrides cluster.gossip.join")
+	set.String("zone", "", "`ZONE` in which this process fails together with others; overrides cluster.zone")
+	set.StringVar(&opts.instanceID, "instance-id", "", "`ID` of this process in the cluster, for good; without it the data directory gets one")
 	set.TextVar(&opts.logLevel, "log.level", slog.LevelInfo, "`LEVEL` from which on messages are logged: debug, info, warn or error")
 	set.BoolVar(&opts.check, "config.check", false, "check the configuration and exit")
 	set.BoolVar(&opts.version, "version", false, "print the version and exit")
 	return set
 }
 
-// roleValue refuses the roles that cannot run alone yet.
-type roleValue string
+// rolesValue is the value of --role.
+type rolesValue []cluster.Role
 
-func (r *roleValue) String() string { return string(*r) }
+func (r *rolesValue) String() string { return roleNames(*r) }
 
-func (r *roleValue) Set(value string) error {
-	if value != roleAll {
-		return errors.New("this release runs all roles in one process; the only value is all")
+// roleNames names roles as --role does.
+func roleNames(roles []cluster.Role) string {
+	if len(roles) == len(allRoles()) {
+		return roleAll
 	}
+	names := make([]string, len(roles))
+	for i, role := range roles {
+		names[i] = string(role)
+	}
+	return strings.Join(names, ",")
+}
+
+func (r *rolesValue) Set(value string) error {
+	if value == roleAll {
+		*r = allRoles()
+		return nil
+	}
+	var roles []cluster.Role
+	for name := range strings.SplitSeq(value, ",") {
+		role := cluster.Role(name)
+		switch {
+		case !slices.Contains(allRoles(), role):
+			return fmt.Errorf("%q is no role; there are %s", name, strings.Join([]string{roleAll, "distributor", "ingester", "querier", "compactor"}, ", "))
+		case slices.Contains(roles, role):
+			return fmt.Errorf("%s stands there twice", name)
+		}
+		roles = append(roles, role)
+	}
+	*r = roles
+	return nil
+}
+
+// listValue is the value of a flag that may be repeated.
+type listValue []string
+
+func (l *listValue) String() string { return strings.Join(*l, ",") }
+
+func (l *listValue) Set(value string) error {
+	*l = append(*l, value)
 	return nil
 }
 
 // subcommands are those beside running the store, with what they do.
 func subcommands() map[string]string {
 	return map[string]string{
+		"drain":   "empty an ingester and take it out of the cluster",
 		"loadgen": "send remote write like a fleet of Prometheus servers, and verify what was stored",
+		"rollout": "restart a cluster's ingesters zone by zone",
 	}
 }
 
@@ -127,6 +185,7 @@ examples:
   hundredfold                                          keep everything in ./data, serve http://127.0.0.1:9009
   hundredfold --config.file=hundredfold.yml --config.check
   hundredfold loadgen --series=100000 --span=1h
+  hundredfold --role=ingester --zone=a --gossip.join=10.0.0.1:7946 --config.file=cluster.yml
 `)
 	return w.String()
 }

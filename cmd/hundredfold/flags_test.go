@@ -15,7 +15,8 @@ func TestWrongCommandLinesExitWith2AndPointToTheHelp(t *testing.T) {
 	}{
 		"unknown flag":     {[]string{"--colour=red"}, "flag provided but not defined: --colour"},
 		"word":             {[]string{"serve"}, `"serve" is neither a flag nor a subcommand`},
-		"single role":      {[]string{"--role=ingester"}, "this release runs all roles in one process; the only value is all"},
+		"unknown role":     {[]string{"--role=ingester,store-gateway"}, `"store-gateway" is no role; there are all, distributor, ingester, querier, compactor`},
+		"role twice":       {[]string{"--role=querier,querier"}, "querier stands there twice"},
 		"flag with a typo": {[]string{"--log.level=loud"}, "--log.level"},
 	} {
 		t.Run(name, func(t *testing.T) {

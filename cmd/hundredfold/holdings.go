@@ -17,12 +17,13 @@ type holdings struct {
 	roles atomic.Pointer[holders]
 }
 
+// holders are nil where the process lacks the role.
 type holders struct {
 	ingester *ingester.Ingester
 	querier  *querier.Querier
 }
 
-// attach says that the roles are there.
+// attach says that the roles are there; either may be nil.
 func (h *holdings) attach(ing *ingester.Ingester, q *querier.Querier) {
 	h.roles.Store(&holders{ingester: ing, querier: q})
 }
@@ -35,22 +36,27 @@ func (h *holdings) summary() (s ui.Summary, ok bool, err error) {
 	}
 	tenants := map[tenant.ID]struct{}{}
 	var span timeSpan
-	for _, t := range roles.querier.Summaries() {
-		tenants[t.Tenant] = struct{}{}
-		s.BucketBlocks += t.Blocks
-		span.add(t.MinTime, t.MaxTime)
+	if roles.querier != nil {
+		err = roles.querier.Ready()
+		for _, t := range roles.querier.Summaries() {
+			tenants[t.Tenant] = struct{}{}
+			s.BucketBlocks += t.Blocks
+			span.add(t.MinTime, t.MaxTime)
+		}
 	}
-	for _, t := range roles.ingester.Summaries() {
-		tenants[t.Tenant] = struct{}{}
-		s.Series += t.Series
-		s.LocalBlocks += t.LocalBlocks
-		span.add(t.MinTime, t.MaxTime)
+	if roles.ingester != nil {
+		for _, t := range roles.ingester.Summaries() {
+			tenants[t.Tenant] = struct{}{}
+			s.Series += t.Series
+			s.LocalBlocks += t.LocalBlocks
+			span.add(t.MinTime, t.MaxTime)
+		}
 	}
 	s.Tenants = len(tenants)
 	if span.known {
 		s.Oldest, s.Newest = time.UnixMilli(span.oldest), time.UnixMilli(span.newest)
 	}
-	return s, true, roles.querier.Ready()
+	return s, true, err
 }
 
 // timeSpan is from the oldest to the newest sample, in ms.

@@ -16,7 +16,9 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/hundredfold/hundredfold/internal/drain"
 	"github.com/hundredfold/hundredfold/internal/loadgen"
+	"github.com/hundredfold/hundredfold/internal/rollout"
 )
 
 // Exit codes.
@@ -37,8 +39,12 @@ func main() {
 func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if len(args) > 0 {
 		switch args[0] {
+		case "drain":
+			return drain.Main(ctx, args[1:], stdout, stderr)
 		case "loadgen":
 			return loadgen.Main(ctx, args[1:], stdout, stderr)
+		case "rollout":
+			return rollout.Main(ctx, args[1:], stdout, stderr)
 		case "help":
 			say(stdout, usage())
 			return exitOK

@@ -3,13 +3,28 @@ package main
 import (
 	"fmt"
 
+	"github.com/hundredfold/hundredfold/internal/cluster"
 	"github.com/hundredfold/hundredfold/internal/tenant"
 	"github.com/hundredfold/hundredfold/querier"
 )
 
-// newQuerier wires the querier: it reads recent samples from the ingester of this
-// process by plain calls, and the blocks in the bucket.
-func (p *process) newQuerier(ing querier.Ingester) (*querier.Querier, error) {
+// startQuerier wires and starts the querier, which reads recent samples from an edge
+// and the others from the blocks in the bucket. It returns nil if the process has no
+// such role.
+func (p *process) startQuerier(from querier.Edge, covers *coverage, s *starter, c *components) (*querier.Querier, error) {
+	if !p.has(cluster.RoleQuerier) {
+		return nil, nil
+	}
+	q, err := p.newQuerier(from)
+	if err != nil {
+		return nil, err
+	}
+	covers.set(q)
+	c.querier = s.start("querier", q.Run)
+	return q, nil
+}
+
+func (p *process) newQuerier(from querier.Edge) (*querier.Querier, error) {
 	cfg := p.cfg.Querier
 	cfg.Version = version()
 	cfg.Flags = p.flags
@@ -20,7 +35,7 @@ func (p *process) newQuerier(ing querier.Ingester) (*querier.Querier, error) {
 		c := p.reloader.current()
 		return c.text()
 	}
-	q, err := querier.New(cfg, querier.Direct(ing), p.store, p.reloader.limits.of, p.logger.With("component", "querier"), p.registry)
+	q, err := querier.New(cfg, from, p.store, p.reloader.limits.of, p.logger.With("component", "querier"), p.registry)
 	if err != nil {
 		return nil, fmt.Errorf("start the querier: %w", err)
 	}

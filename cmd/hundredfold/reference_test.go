@@ -17,26 +17,40 @@ const referencePath = "../../docs/configuration.md"
 var update = flag.Bool("update", false, "write docs/configuration.md")
 
 // The budget of settings: a new one needs a reason that a user could act on.
-const maxSettings = 35
+const maxSettings = 50
 
 // descriptions say what each key does, in Markdown.
 func descriptions() map[string]string {
 	return map[string]string{
-		"data_dir":                    "Directory of everything this process keeps: write-ahead logs, the embedded bucket, copies. One process at a time uses it. The flag `--data.dir` overrides it.",
-		"http.listen_address":         "`HOST:PORT` to serve HTTP on. An address that other machines can reach needs authentication in `http.web_config_file`, or `auth.mode: none`. The flag `--http.listen-address` overrides it.",
-		"http.web_config_file":        "File with TLS and passwords in the [format of Prometheus](https://prometheus.io/docs/prometheus/latest/configuration/https/). New certificates and passwords take effect at once.",
-		"auth.mode":                   "`required`: an address that other machines can reach is served only if the web configuration has `basic_auth_users` or verifies client certificates (`client_auth_type: RequireAndVerifyClientCert`). `none`: whoever reaches the listener may read and write everything.",
-		"multitenancy.enabled":        "Whether the header `X-Scope-OrgID` selects the tenant; requests without it are then answered 401. Off, everything belongs to the tenant `default`.",
-		"self_monitoring.enabled":     "Whether the process writes its own metrics into itself every 15 s, as job `hundredfold`: at most 2,000 series, in the tenant `default`, or `hundredfold` with multi-tenancy.",
-		"bucket.type":                 "`filesystem`: blocks lie in a directory of this machine. `s3`: they lie in an S3-compatible object store.",
-		"bucket.filesystem.directory": "Where blocks lie, with type `filesystem`. Empty: `bucket` in `data_dir`.",
-		"bucket.s3.endpoint":          "`HOST` or `HOST:PORT` of the object store, without a scheme.",
-		"bucket.s3.bucket":            "Name of a bucket that exists.",
-		"bucket.s3.access_key":        "Together with `secret_key`. Without both, credentials come from the environment (`AWS_ACCESS_KEY_ID` and so on), from `~/.aws/credentials` or from the instance, in this order.",
-		"bucket.s3.secret_key":        "See `access_key`. It is never shown.",
-		"bucket.s3.region":            "May be empty where the endpoint does not need it.",
-		"bucket.s3.insecure":          "Whether to speak HTTP instead of HTTPS.",
-		"bucket.previous":             "Where blocks were kept before: a section with the keys of `bucket`. They are read from there and copied; once `hundredfold_bucket_previous_blocks` is 0, take it out.",
+		"data_dir":                         "Directory of everything this process keeps: write-ahead logs, the embedded bucket, copies. One process at a time uses it. The flag `--data.dir` overrides it.",
+		"http.listen_address":              "`HOST:PORT` to serve HTTP on. An address that other machines can reach needs authentication in `http.web_config_file`, or `auth.mode: none`. The flag `--http.listen-address` overrides it.",
+		"http.web_config_file":             "File with TLS and passwords in the [format of Prometheus](https://prometheus.io/docs/prometheus/latest/configuration/https/). New certificates and passwords take effect at once.",
+		"auth.mode":                        "`required`: an address that other machines can reach is served only if the web configuration has `basic_auth_users` or verifies client certificates (`client_auth_type: RequireAndVerifyClientCert`). `none`: whoever reaches the listener may read and write everything.",
+		"grpc.listen_address":              "In a cluster, `HOST:PORT` for the other processes. An address that other machines can reach needs `cluster.secret_file` or `grpc.tls`. The flag `--grpc.listen-address` overrides it.",
+		"grpc.tls.cert_file":               "Certificate of this process, in PEM. With the three files, processes prove who they are to each other by certificates of your own; new files take effect with new connections.",
+		"grpc.tls.key_file":                "Its key.",
+		"grpc.tls.ca_file":                 "Certificates of the authorities that signed those of all processes.",
+		"cluster.enabled":                  "Whether this process is a member of a cluster, see [cluster.md](cluster.md). `--role` with less than all roles, and `--gossip.join`, say so too.",
+		"cluster.name":                     "Members of clusters with different names keep away from each other.",
+		"cluster.zone":                     "What fails together with this process: a machine, a rack, an availability zone. Replicas of a series lie in different zones. The flag `--zone` overrides it.",
+		"cluster.replication_factor":       "How many ingesters hold each sample, 1 to 3. All processes need the same.",
+		"cluster.secret_file":              "File with the secret that all members share, at least 16 bytes: gossip and gRPC are encrypted with it, and who does not know it is refused.",
+		"cluster.mode":                     "`required`: addresses that other machines can reach need a secret or certificates. `none`: whoever reaches them may read and write everything.",
+		"cluster.gossip.listen_address":    "`HOST:PORT` for gossip, TCP and UDP. The flag `--gossip.listen-address` overrides it.",
+		"cluster.gossip.advertise_address": "`HOST:PORT` under which others reach `listen_address`, if that is not it.",
+		"cluster.gossip.join":              "`HOST:PORT` of members to join at the start; a few that live long are enough. The flag `--gossip.join` overrides it.",
+		"cluster.peers":                    "Instead of gossip: `HOST:PORT` of gRPC of all other processes, which are asked every second.",
+		"multitenancy.enabled":             "Whether the header `X-Scope-OrgID` selects the tenant; requests without it are then answered 401. Off, everything belongs to the tenant `default`.",
+		"self_monitoring.enabled":          "Whether the process writes its own metrics into itself every 15 s, as job `hundredfold`: at most 2,000 series, in the tenant `default`, or `hundredfold` with multi-tenancy.",
+		"bucket.type":                      "`filesystem`: blocks lie in a directory of this machine. `s3`: they lie in an S3-compatible object store.",
+		"bucket.filesystem.directory":      "Where blocks lie, with type `filesystem`. Empty: `bucket` in `data_dir`.",
+		"bucket.s3.endpoint":               "`HOST` or `HOST:PORT` of the object store, without a scheme.",
+		"bucket.s3.bucket":                 "Name of a bucket that exists.",
+		"bucket.s3.access_key":             "Together with `secret_key`. Without both, credentials come from the environment (`AWS_ACCESS_KEY_ID` and so on), from `~/.aws/credentials` or from the instance, in this order.",
+		"bucket.s3.secret_key":             "See `access_key`. It is never shown.",
+		"bucket.s3.region":                 "May be empty where the endpoint does not need it.",
+		"bucket.s3.insecure":               "Whether to speak HTTP instead of HTTPS.",
+		"bucket.previous":                  "Where blocks were kept before: a section with the keys of `bucket`. They are read from there and copied; once `hundredfold_bucket_previous_blocks` is 0, take it out.",
 
 		"distributor.max_inflight_bytes": "Bytes of memory for requests that are being received; at least 6 times `max_request_bytes`. A tenant may use half of it. Requests beyond it are answered 503, and senders send them again. Raise it if `hundredfold_http_requests_total{code=\"503\"}` of the write route rises while the process has memory to spare.",
 		"distributor.max_request_bytes":  "Bytes of one request after decompression, 64 KiB to 1 GiB. A larger one is answered 400 and lost, because senders do not split requests.",

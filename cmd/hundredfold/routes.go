@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/hundredfold/hundredfold/distributor"
+	"github.com/hundredfold/hundredfold/internal/cluster"
 	"github.com/hundredfold/hundredfold/internal/wire"
 	"github.com/hundredfold/hundredfold/querier"
 )
@@ -29,14 +30,30 @@ func queryPatterns() []string {
 	}
 }
 
-// apiRoutes is what opens the gate: the tenant is in the requests' contexts.
-func apiRoutes(d *distributor.Distributor, q *querier.Querier) http.Handler {
+// apiRoutes is what opens the gate: the tenant is in the requests' contexts. What the
+// process's roles do not serve is answered 404 with a word on where it is served.
+func (p *process) apiRoutes(d *distributor.Distributor, q *querier.Querier) http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle(routeWrite, d.WriteHandler())
-	mux.Handle(routePush, d.WriteHandler())
-	mux.Handle(routeOTLP, d.OTLPHandler())
-	mux.Handle("/", q.Handler())
+	write, otlp := elsewhere(cluster.RoleDistributor), elsewhere(cluster.RoleDistributor)
+	if p.has(cluster.RoleDistributor) {
+		write, otlp = d.WriteHandler(), d.OTLPHandler()
+	}
+	mux.Handle(routeWrite, write)
+	mux.Handle(routePush, write)
+	mux.Handle(routeOTLP, otlp)
+	if q != nil {
+		mux.Handle("/", q.Handler())
+	} else {
+		mux.Handle("/", elsewhere(cluster.RoleQuerier))
+	}
 	return mux
+}
+
+// elsewhere answers for a role that this process does not run.
+func elsewhere(role cluster.Role) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "this process does not run the "+string(role)+"; ask one that does, /cluster lists them", http.StatusNotFound)
+	})
 }
 
 // refuse answers a request that has no valid tenant: to queries in the form of

@@ -94,8 +94,13 @@ const (
 // acknowledged. Its error says that the answers could not be had; what they say
 // is in the report.
 func (g *Generator) Verify(ctx context.Context) (VerifyReport, error) {
+	return g.VerifyAt(ctx, g.cfg.queryURL())
+}
+
+// VerifyAt is Verify with another URL to ask than the configured one.
+func (g *Generator) VerifyAt(ctx context.Context, url string) (VerifyReport, error) {
 	started := time.Now()
-	v := &verification{g: g, acked: g.Acknowledged(), apis: map[string]v1.API{}}
+	v := &verification{g: g, url: url, acked: g.Acknowledged(), apis: map[string]v1.API{}}
 	v.ticks = g.plan.ticks
 	reached := v.ticks.from
 	for _, s := range v.acked.Sent {
@@ -128,6 +133,7 @@ func (g *Generator) Verify(ctx context.Context) (VerifyReport, error) {
 // verification is one call of Verify.
 type verification struct {
 	g     *Generator
+	url   string
 	acked Acknowledged
 	ticks tickRange
 	apis  map[string]v1.API // by tenant
@@ -140,7 +146,7 @@ type verification struct {
 
 func (v *verification) newAPI(tenant string) (v1.API, error) {
 	client, err := api.NewClient(api.Config{
-		Address:      v.g.cfg.queryURL(),
+		Address:      v.url,
 		RoundTripper: tenantTripper{tenant: tenant, next: v.g.client.Transport},
 	})
 	if err != nil {

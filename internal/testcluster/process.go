@@ -2,19 +2,21 @@ package testcluster
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/hundredfold/hundredfold/internal/testcluster/fleet"
 )
 
 // Process is a running program with an HTTP API: Hundredfold or Prometheus. It is
@@ -92,7 +94,21 @@ func writeFile(t testing.TB, name, content string) string {
 	return path
 }
 
+// NewProcess prepares Hundredfold with exactly these flags and does not start it.
+func NewProcess(t testing.TB, args ...string) *Process {
+	t.Helper()
+	return prepare(t, &Process{name: "hundredfold", command: append([]string{Binary(t)}, args...)})
+}
+
 func start(t testing.TB, p *Process) *Process {
+	t.Helper()
+	prepare(t, p)
+	p.Launch()
+	p.AwaitReady()
+	return p
+}
+
+func prepare(t testing.TB, p *Process) *Process {
 	t.Helper()
 	p.t = t
 	p.client = &http.Client{Timeout: time.Minute, Transport: &http.Transport{MaxIdleConnsPerHost: 4}}
@@ -107,8 +123,6 @@ func start(t testing.TB, p *Process) *Process {
 			p.Stop()
 		}
 	})
-	p.Launch()
-	p.AwaitReady()
 	return p
 }
 
@@ -190,6 +204,14 @@ func (p *Process) Restart() {
 	p.AwaitReady()
 }
 
+// Reconfigure gives the process, which must not be running, another configuration and
+// more flags for its next start.
+func (p *Process) Reconfigure(config string, args ...string) {
+	p.t.Helper()
+	p.command = append(slices.DeleteFunc(p.command, func(arg string) bool { return strings.HasPrefix(arg, "--config.file=") }),
+		append([]string{"--config.file=" + writeFile(p.t, "hundredfold.yml", config)}, args...)...)
+}
+
 // Log returns the last part of what the process has written.
 func (p *Process) Log() string { return p.log.String() }
 
@@ -221,20 +243,5 @@ func (p *Process) Metric(ctx context.Context, name string) (float64, error) {
 	if err != nil {
 		return 0, err
 	}
-	sum, found := 0.0, false
-	for line := range strings.Lines(page) {
-		rest, ok := strings.CutPrefix(line, name)
-		if !ok || rest[0] != ' ' && rest[0] != '{' {
-			continue
-		}
-		var value float64
-		if _, err := fmt.Sscan(rest[strings.LastIndexByte(rest, ' '):], &value); err != nil {
-			return 0, fmt.Errorf("read the metric %s: %w", name, err)
-		}
-		sum, found = sum+value, true
-	}
-	if !found {
-		return 0, errors.New("there is no metric " + name)
-	}
-	return sum, nil
+	return fleet.SumMetric(page, name)
 }
