@@ -373,7 +373,7 @@ func (c *call) wakeLocked() {
 func (d *delivery) message(defined map[uint64]bool) *ingestv1.PushRequest {
 	c := d.call
 	msg := &ingestv1.PushRequest{
-		Id: d.id, Tenant: string(c.tenant), Seed: c.seed,
+		Id: d.id, Tenant: string(c.tenant), Seed: c.seed, Instance: d.link.id,
 		Placement: c.routes.placement.Hash(), Shard: uint32(c.shard),
 		Frames: make([][]byte, 0, len(d.groups)+1),
 	}

@@ -170,6 +170,9 @@ func (r *replica) inspect(req *ingestv1.PushRequest) {
 	if req.GetSeed() != write.SeedFingerprint() {
 		r.faults = append(r.faults, "another seed")
 	}
+	if req.GetInstance() != r.id {
+		r.faults = append(r.faults, "a request for "+req.GetInstance()+" comes to "+r.id)
+	}
 }
 
 func (r *replica) store(id string, b *write.Batch) write.Result {

@@ -53,6 +53,7 @@ var (
 	errNoPlace   = errors.New("the request names no placement")
 	errPanic     = errors.New("the push panicked; the log of the ingester has the details")
 	errBusy      = errors.New("too many requests of the tenant wait here already")
+	errNotMe     = errors.New("the request is for another ingester, whose address is used here now")
 )
 
 // Register serves distributors and queriers of a cluster on reg, as self.
@@ -190,6 +191,11 @@ func (p *pushStream) admit(req *ingestv1.PushRequest) (*queued, error) {
 	if q.bytes > maxRequestBytes {
 		refused.WithLabelValues("size").Inc()
 		return nil, wire.Invalid(fmt.Errorf("%w: its frames have %d bytes, at most %d are taken", errTooLarge, q.bytes, maxRequestBytes))
+	}
+	if self := p.server.ing.self.Load(); req.GetInstance() != self.Instance {
+		// The sender's view is old, and it may count this ingester's vote twice.
+		refused.WithLabelValues("instance").Inc()
+		return nil, wire.Unavailable(fmt.Errorf("%w: it is for %q, and this is %q", errNotMe, req.GetInstance(), self.Instance), time.Second)
 	}
 	if req.GetSeed() != write.SeedFingerprint() {
 		// The sender's samples are fine, so it must not drop them.

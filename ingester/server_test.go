@@ -95,7 +95,7 @@ func (c *pushClient) request(id tenant.ID, frames ...[]byte) *ingestv1.PushReque
 	c.id++
 	req := &ingestv1.PushRequest{
 		Id: c.id, Tenant: string(id), Frames: frames, Seed: write.SeedFingerprint(),
-		Placement: c.placed.Placement.Hash(), Shard: uint32(c.placed.Shard),
+		Placement: c.placed.Placement.Hash(), Shard: uint32(c.placed.Shard), Instance: i0.Instance,
 	}
 	if !c.defined {
 		req.PlacementDefinition = c.placed.Placement.Encode(nil)
@@ -182,6 +182,19 @@ func TestFaultyPushesFailAlone(t *testing.T) {
 	_, err = c.call(c.request(acme, good))
 	require.ErrorAs(t, err, &unavailable)
 	require.ErrorContains(t, err, errDraining.Error())
+}
+
+// Addresses are used again. A vote of the wrong ingester would count as a replica.
+func TestPushForAnotherIngesterIsRefused(t *testing.T) {
+	f := newFixture(t, withCluster(i0, time.Hour))
+	c := f.pushClient(f.dial())
+	req := c.request(acme, frameOf(t, batch(sample{"a", 0, 1}), true))
+	req.Instance = "i1"
+	_, err := c.call(req)
+	var unavailable *wire.UnavailableError
+	require.ErrorAs(t, err, &unavailable)
+	require.ErrorContains(t, err, `it is for "i1", and this is "i0"`)
+	require.Empty(t, f.stored(acme))
 }
 
 func TestPanicFailsOneRequest(t *testing.T) {

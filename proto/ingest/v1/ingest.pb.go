@@ -39,7 +39,11 @@ type PushRequest struct {
 	// stream that names it.
 	PlacementDefinition []byte `protobuf:"bytes,6,opt,name=placement_definition,json=placementDefinition,proto3" json:"placement_definition,omitempty"`
 	// seed is the fingerprint of the seed of the identities in frames.
-	Seed          uint64 `protobuf:"fixed64,7,opt,name=seed,proto3" json:"seed,omitempty"`
+	Seed uint64 `protobuf:"fixed64,7,opt,name=seed,proto3" json:"seed,omitempty"`
+	// instance is the id of the ingester that the request is for. Another one, which has
+	// come to its address, refuses it: its answer would count as a replica's that has
+	// nothing.
+	Instance      string `protobuf:"bytes,8,opt,name=instance,proto3" json:"instance,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -121,6 +125,13 @@ func (x *PushRequest) GetSeed() uint64 {
 		return x.Seed
 	}
 	return 0
+}
+
+func (x *PushRequest) GetInstance() string {
+	if x != nil {
+		return x.Instance
+	}
+	return ""
 }
 
 // PushResponse says what became of a request.
@@ -394,7 +405,7 @@ var File_ingest_v1_ingest_proto protoreflect.FileDescriptor
 
 const file_ingest_v1_ingest_proto_rawDesc = "" +
 	"\n" +
-	"\x16ingest/v1/ingest.proto\x12\x15hundredfold.ingest.v1\"\xc8\x01\n" +
+	"\x16ingest/v1/ingest.proto\x12\x15hundredfold.ingest.v1\"\xe4\x01\n" +
 	"\vPushRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x16\n" +
@@ -402,7 +413,8 @@ const file_ingest_v1_ingest_proto_rawDesc = "" +
 	"\tplacement\x18\x04 \x01(\x06R\tplacement\x12\x14\n" +
 	"\x05shard\x18\x05 \x01(\rR\x05shard\x121\n" +
 	"\x14placement_definition\x18\x06 \x01(\fR\x13placementDefinition\x12\x12\n" +
-	"\x04seed\x18\a \x01(\x06R\x04seed\"\x88\x02\n" +
+	"\x04seed\x18\a \x01(\x06R\x04seed\x12\x1a\n" +
+	"\binstance\x18\b \x01(\tR\binstance\"\x88\x02\n" +
 	"\fPushResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x18\n" +
 	"\asamples\x18\x02 \x01(\x04R\asamples\x12\x1e\n" +
