@@ -50,12 +50,6 @@ func TestAClusterSurvives(t *testing.T) {
 			l.goesOn(settled)
 		}
 	})
-	after("the loss of an ingester's disk", func(t *testing.T) {
-		m := b.member("ingester-b-1")
-		b.kill(m)
-		require.NoError(t, os.RemoveAll(m.DataDir))
-		b.restart(m)
-	})
 	after("two ingesters more, and two less again", func(t *testing.T) {
 		for _, zone := range []string{"a", "b"} {
 			_, err := b.Add(b.soon(), "ingester", zone)
@@ -97,6 +91,13 @@ func TestAClusterSurvives(t *testing.T) {
 		b.store.become(away)
 		l.goesOn(outage(t))
 		b.store.become(well)
+	})
+	// From here on the samples of the last hours have two replicas left.
+	after("the loss of an ingester's disk", func(t *testing.T) {
+		m := b.member("ingester-b-2")
+		b.kill(m)
+		require.NoError(t, os.RemoveAll(m.DataDir))
+		b.restart(m)
 	})
 	after("power off for all, and on again in any order", func(*testing.T) {
 		w.during(func() {

@@ -25,7 +25,7 @@ func TestStrangersAreRefused(t *testing.T) {
 		code, _, errs := testcluster.Run(t, append(b.likeMember(t, secret, "hundredfold"), "--instance-id="+first.Name, "--gossip.join="+first.Gossip())...)
 		require.Equal(t, 1, code)
 		require.Contains(t, errs, first.Name)
-		require.Contains(t, errs, "in use")
+		require.Contains(t, errs, "another process runs under this instance")
 	})
 	other := filepath.Join(t.TempDir(), "secret")
 	require.NoError(t, os.WriteFile(other, []byte(rand.Text()), 0o600))

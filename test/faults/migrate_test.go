@@ -31,7 +31,7 @@ func TestOneProcessBecomesACluster(t *testing.T) {
 bucket:
   type: s3
   s3: {endpoint: %q, bucket: %s, access_key: %s, secret_key: %s, region: %s, insecure: true}
-`, cfg.S3.Endpoint, cfg.S3.Bucket, cfg.S3.AccessKey, cfg.S3.SecretKey, cfg.S3.Region)
+`, cfg.S3.Endpoint, cfg.S3.Bucket, cfg.S3.AccessKey, string(cfg.S3.SecretKey), cfg.S3.Region)
 	w.during(func() {
 		alone.Stop()
 		alone.Reconfigure(yaml+fmt.Sprintf(`  previous: {type: filesystem, filesystem: {directory: %q}}
