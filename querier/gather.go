@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -53,8 +54,6 @@ type reply[T any] struct {
 type gathered[T any] struct {
 	replies []reply[T] // by instance
 	covered covered
-	// heldFrom is since when, in ms, all of them have whatever they were sent.
-	heldFrom int64
 	warnings annotations.Annotations
 	// copies is how many of the replies have the same sample, on average.
 	copies float64
@@ -68,9 +67,7 @@ func gather[T any](ctx context.Context, c *ClusterIngester, id tenant.ID, all bo
 	g := &gatherer[T]{c: c, id: id, all: all, ask: ask, attempts: map[string]*attempt[T]{}, replies: make(chan reply[T], 16)}
 	defer g.running.Wait()
 	defer cancel()
-	var settled bool
-	g.placements, settled = c.memory.recall(id)
-	g.all = g.all || !settled
+	g.recall()
 	outcome, missing, err := g.run(ctx)
 	if err == nil && outcome == coverage.Incomplete {
 		err = g.incomplete(missing)
@@ -91,7 +88,11 @@ type gatherer[T any] struct {
 	replies chan reply[T]
 	running sync.WaitGroup
 
-	view       *cluster.View
+	view *cluster.View
+	// under is the current placement when the query began. unheard are ingesters who
+	// may name placements that are not among placements; see memory.recall.
+	under      wire.PlacementRef
+	unheard    map[string]struct{}
 	placements map[wire.PlacementRef]struct{}
 	plan       *coverage.Plan
 	attempts   map[string]*attempt[T] // by instance
@@ -144,6 +145,21 @@ func (g *gatherer[T]) run(ctx context.Context) (coverage.Outcome, []coverage.Rep
 		case <-ctx.Done():
 			return coverage.Incomplete, nil, context.Cause(ctx)
 		}
+	}
+}
+
+// recall looks up what is known of the tenant. Whoever may know more, and is alive, is
+// asked and waited for.
+func (g *gatherer[T]) recall() {
+	g.view = g.c.src.View()
+	if p := g.view.Placement; p != nil {
+		g.c.memory.define(p)
+		g.under = wire.PlacementRef{Hash: p.Hash(), Shard: g.c.limits(g.id).ShardSize}
+	}
+	g.placements, g.unheard = g.c.memory.recall(g.id, g.under, g.view.Registry.Readable())
+	for instance := range g.unheard {
+		_, alive := g.view.Peer(instance)
+		g.all = g.all || alive
 	}
 }
 
@@ -257,6 +273,12 @@ func (g *gatherer[T]) counts(r coverage.Replica) bool {
 // askMore asks so many more that those who have been asked and are neither slow nor
 // failed are enough.
 func (g *gatherer[T]) askMore(ctx context.Context) {
+	for instance := range g.unheard {
+		rec, ok := g.view.Registry.Get(instance)
+		if _, alive := g.view.Peer(instance); alive && ok && rec.State.Reads() {
+			g.start(ctx, instance)
+		}
+	}
 	if g.all {
 		standing := g.standing(false)
 		for _, m := range g.plan.Replicas() {
@@ -496,7 +518,9 @@ func (g *gatherer[T]) result(outcome coverage.Outcome, missing []coverage.Replic
 			continue
 		}
 		out.replies = append(out.replies, a.reply)
-		heldFrom = max(heldFrom, a.reply.holding.HeldFrom)
+		if g.planned(a.reply.instance) {
+			heldFrom = max(heldFrom, a.reply.holding.HeldFrom)
+		}
 		blocks = append(blocks, a.reply.holding.Blocks...)
 		for _, ref := range a.reply.holding.Placements {
 			named[ref] = struct{}{}
@@ -510,30 +534,67 @@ func (g *gatherer[T]) result(outcome coverage.Outcome, missing []coverage.Replic
 		}
 		out.warnings = annotations.New().Add(fmt.Errorf("of two replicas only one answers, so recent samples that it failed to store may be lacking; missing: %s", strings.Join(names, ", ")))
 	}
-	out.heldFrom = heldFrom
+	if blind := g.blindSpot(); outcome == coverage.Complete && len(blind) > 0 {
+		out.warnings = annotations.New().Add(fmt.Errorf("recent samples may be lacking that only these ingesters have, which have not answered since the members of the cluster changed or this querier was started: %s", strings.Join(blind, ", ")))
+	}
 	out.covered = g.covered(heldFrom, blocks)
 	out.copies = g.plan.Copies(g.answered)
-	full, settled := g.heardAll()
-	g.c.memory.learn(g.id, named, full, settled, blocks)
+	g.c.memory.learn(g.id, lesson{
+		under: g.under, known: g.placements, named: named, full: g.heardAll(), unheard: g.stillUnheard(), cuts: blocks,
+	})
 	return out
 }
 
-// heardAll reports whether all ingesters have answered that have a record, and whether
-// all have that are alive.
-func (g *gatherer[T]) heardAll() (full, settled bool) {
-	full, settled = true, true
+// planned reports whether samples may have been placed on an instance, as far as is known.
+func (g *gatherer[T]) planned(instance string) bool {
+	return slices.ContainsFunc(g.plan.Replicas(), func(m coverage.Member) bool { return m.ID == instance })
+}
+
+// heardAll reports whether all members of the plan have answered that have a record.
+func (g *gatherer[T]) heardAll() bool {
 	for _, m := range g.plan.Replicas() {
 		rec, ok := g.view.Registry.Get(m.ID)
-		a := g.attempts[m.ID]
-		if !ok || !rec.State.Reads() || a != nil && a.done && a.reply.err == nil {
-			continue
-		}
-		full = false
-		if _, alive := g.view.Peer(m.ID); alive {
-			settled = false
+		if a := g.attempts[m.ID]; ok && rec.State.Reads() && (a == nil || !a.done || a.reply.err != nil) {
+			return false
 		}
 	}
-	return full, settled
+	return true
+}
+
+// stillUnheard returns those of the unheard who have not answered, and have not left.
+func (g *gatherer[T]) stillUnheard() map[string]struct{} {
+	still := map[string]struct{}{}
+	for instance := range g.unheard {
+		rec, ok := g.view.Registry.Get(instance)
+		if a := g.attempts[instance]; ok && rec.State.Reads() && (a == nil || !a.done || a.reply.err != nil) {
+			still[instance] = struct{}{}
+		}
+	}
+	return still
+}
+
+// blindSpot returns the unheard if they are so many that they could be a quorum of a
+// set whose placement nobody else names: in as many zones, if sets are spread over them.
+func (g *gatherer[T]) blindSpot() []string {
+	still := slices.Sorted(maps.Keys(g.stillUnheard()))
+	if len(still) == 0 || g.view.Placement == nil {
+		return nil
+	}
+	all, unheard := map[string]struct{}{}, map[string]struct{}{}
+	for _, rec := range g.view.Registry.Readable() {
+		all[rec.Zone] = struct{}{}
+		if slices.Contains(still, rec.ID) {
+			unheard[rec.Zone] = struct{}{}
+		}
+	}
+	rf, places := g.view.Placement.RF(), len(still)
+	if len(all) >= rf {
+		places = len(unheard)
+	}
+	if places < cluster.Quorum(rf) {
+		return nil
+	}
+	return still
 }
 
 // covered says which blocks need not be read beside the answers.
@@ -546,9 +607,10 @@ func (g *gatherer[T]) covered(heldFrom int64, blocks []ulid.ULID) covered {
 	return out
 }
 
-// viewCheck refuses a view of the bucket that is too old for samples before heldFrom.
-func viewCheck(mint, heldFrom int64) func(*tenantView) error {
-	if mint >= heldFrom {
+// viewCheck refuses a view of the bucket that is too old for samples before the time from
+// which on the answers have all.
+func viewCheck(mint, from int64) func(*tenantView) error {
+	if mint >= from {
 		return nil
 	}
 	return func(v *tenantView) error {

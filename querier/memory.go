@@ -44,8 +44,11 @@ type memory struct {
 type remembered struct {
 	// placements are those that the tenant's samples may have been written under.
 	placements map[wire.PlacementRef]struct{}
-	// settled says that all ingesters that could be asked have been at least once.
-	settled bool
+	// under is the one that the last query took for the current one. Whoever answered
+	// since then has named all others that it has samples under; unheard are those
+	// ingesters who have not.
+	under   wire.PlacementRef
+	unheard map[string]struct{}
 	cuts    map[ulid.ULID]struct{} // blocks that ingesters cut
 	trimmed time.Time
 }
@@ -65,30 +68,53 @@ func newMemory() *memory {
 	return m
 }
 
-// recall returns the placements that are known of a tenant, and whether all ingesters
-// were asked for them.
-func (m *memory) recall(id tenant.ID) (refs map[wire.PlacementRef]struct{}, settled bool) {
+// recall returns the placements that are known of a tenant, and those of the readable
+// ingesters who may know others: all of them, unless samples are placed as they were
+// when the last query asked.
+func (m *memory) recall(id tenant.ID, under wire.PlacementRef, readable []cluster.Record) (refs map[wire.PlacementRef]struct{}, unheard map[string]struct{}) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	t := m.mu.tenants[id]
 	if t == nil {
-		return map[wire.PlacementRef]struct{}{}, false
+		return map[wire.PlacementRef]struct{}{}, instances(readable)
 	}
-	settled = t.settled
 	for ref := range t.placements {
 		if m.mu.placements[ref.Hash] == nil {
 			// Its definition was let go. Whoever has samples of it names it again.
 			delete(t.placements, ref)
-			settled = false
+			t.under = wire.PlacementRef{}
 		}
 	}
-	return maps.Clone(t.placements), settled
+	if t.under != under {
+		return maps.Clone(t.placements), instances(readable)
+	}
+	return maps.Clone(t.placements), maps.Clone(t.unheard)
 }
 
-// learn remembers what answers say of a tenant. named are the placements in them: of
-// all ingesters if full, so that others can be forgotten. settled says that all were
-// asked who could be.
-func (m *memory) learn(id tenant.ID, named map[wire.PlacementRef]struct{}, full, settled bool, cuts []ulid.ULID) {
+func instances(records []cluster.Record) map[string]struct{} {
+	out := make(map[string]struct{}, len(records))
+	for i := range records {
+		out[records[i].ID] = struct{}{}
+	}
+	return out
+}
+
+// lesson is what the answers to one query say of a tenant.
+type lesson struct {
+	// under is what the query took for the current placement, and known are all
+	// placements that it knew in the end. Those in the answers are named; full says
+	// that the members of the others would have named them, too.
+	under        wire.PlacementRef
+	known, named map[wire.PlacementRef]struct{}
+	full         bool
+	// unheard are those ingesters who may know yet others.
+	unheard map[string]struct{}
+	// cuts are blocks that ingesters cut.
+	cuts []ulid.ULID
+}
+
+// learn remembers what answers say of a tenant.
+func (m *memory) learn(id tenant.ID, l lesson) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	t := m.mu.tenants[id]
@@ -99,12 +125,26 @@ func (m *memory) learn(id tenant.ID, named map[wire.PlacementRef]struct{}, full,
 		t = &remembered{placements: map[wire.PlacementRef]struct{}{}, cuts: map[ulid.ULID]struct{}{}}
 		m.mu.tenants[id] = t
 	}
-	if full {
-		clear(t.placements)
+	if l.full {
+		// What another query has learned meanwhile stays.
+		maps.DeleteFunc(t.placements, func(ref wire.PlacementRef, _ struct{}) bool {
+			_, known := l.known[ref]
+			return known
+		})
 	}
-	maps.Copy(t.placements, named)
-	t.settled = t.settled || settled
-	for _, block := range cuts {
+	maps.Copy(t.placements, l.named)
+	if l.under != (wire.PlacementRef{}) {
+		t.placements[l.under] = struct{}{} // the next samples may come under it
+	}
+	if t.under != l.under {
+		t.under, t.unheard = l.under, l.unheard
+	} else {
+		maps.DeleteFunc(t.unheard, func(instance string, _ struct{}) bool {
+			_, still := l.unheard[instance]
+			return !still
+		})
+	}
+	for _, block := range l.cuts {
 		t.cuts[block] = struct{}{}
 	}
 	if now := time.Now(); now.Sub(t.trimmed) > time.Hour {
