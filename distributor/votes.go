@@ -211,7 +211,7 @@ func (c *call) consider(a answer, b *write.Batch) {
 	}
 	c.acceptLocked(d)
 	for _, rej := range result.Rejected {
-		class := rej.Reason.Class()
+		class := rej.Class()
 		c.mu.votes.faults = append(c.mu.votes.faults, rej.Example)
 		if class == write.ClassUnavailable && d.why == nil {
 			d.why = rej.Example

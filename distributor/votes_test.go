@@ -219,3 +219,23 @@ func TestASeriesWithoutSamplesIsAnItemItself(t *testing.T) {
 	require.Equal(t, []write.Item{{Kind: write.KindSeries, Index: 0}}, itemsOf(b, 0))
 	require.Equal(t, itemsOf(b, 0), slices.Collect(eachItem(b, 0)))
 }
+
+func TestAReasonOfALaterReleaseIsTriedAgainIfItSaysSo(t *testing.T) {
+	for class, status := range map[write.Class]int{
+		write.ClassInvalid: http.StatusBadRequest, write.ClassLimited: http.StatusTooManyRequests, write.ClassUnavailable: http.StatusServiceUnavailable,
+	} {
+		r := newRing(t, 3, 3)
+		for _, rep := range r.replicas {
+			rep.set(func() {
+				rep.judge = func(string, write.Sample) *write.SeriesError {
+					return &write.SeriesError{Reason: "of_a_later_release", Class: class}
+				}
+			})
+		}
+		result, err := r.Push(t.Context(), "team", batchOf(1, now))
+		if err == nil {
+			err = result.Err()
+		}
+		require.Equal(t, status, wire.HTTPStatus(err), "%v", err)
+	}
+}

@@ -35,9 +35,11 @@ func ResultToProto(id uint64, result write.Result, err error) *ingestv1.PushResp
 }
 
 func rejectionToProto(r write.Rejection) *ingestv1.Rejection {
-	m := &ingestv1.Rejection{Reason: text(string(r.Reason))}
-	if r.Example != nil {
-		m.Detail, m.Labels = text(r.Example.Detail), text(r.Example.Labels)
+	m := &ingestv1.Rejection{
+		Reason: text(string(r.Reason)),
+		Class:  classToProto(r.Class()),
+		Detail: text(r.Example.Detail),
+		Labels: text(r.Example.Labels),
 	}
 	for _, item := range r.Items {
 		switch item.Kind {
@@ -52,6 +54,32 @@ func rejectionToProto(r write.Rejection) *ingestv1.Rejection {
 		}
 	}
 	return m
+}
+
+func classToProto(c write.Class) ingestv1.RejectionClass {
+	switch c {
+	case write.ClassInvalid:
+		return ingestv1.RejectionClass_REJECTION_CLASS_INVALID
+	case write.ClassLimited:
+		return ingestv1.RejectionClass_REJECTION_CLASS_LIMITED
+	case write.ClassUnavailable:
+		return ingestv1.RejectionClass_REJECTION_CLASS_UNAVAILABLE
+	default:
+		return ingestv1.RejectionClass_REJECTION_CLASS_UNSPECIFIED
+	}
+}
+
+// classFromProto takes a class that this release does not know for one that keeps the
+// samples: they are sent again.
+func classFromProto(c ingestv1.RejectionClass) write.Class {
+	switch c {
+	case ingestv1.RejectionClass_REJECTION_CLASS_INVALID:
+		return write.ClassInvalid
+	case ingestv1.RejectionClass_REJECTION_CLASS_LIMITED:
+		return write.ClassLimited
+	default:
+		return write.ClassUnavailable
+	}
 }
 
 // ResultFromProto returns what m says became of a request: a result, or the error with
@@ -73,6 +101,9 @@ func ResultFromProto(m *ingestv1.PushResponse) (write.Result, error) {
 			Reason: write.Reason(rejected.GetReason()),
 			Detail: rejected.GetDetail(),
 			Labels: rejected.GetLabels(),
+		}
+		if class := classFromProto(rejected.GetClass()); class != example.Reason.Class() {
+			example.Class = class
 		}
 		result.RejectItems(example, itemsFromProto(rejected)...)
 	}

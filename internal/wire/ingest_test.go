@@ -30,7 +30,7 @@ func TestAResultSurvivesTheNetwork(t *testing.T) {
 	want.RejectItems(&write.SeriesError{Reason: write.ReasonTooOld, Detail: "an hour too old", Labels: `{a="b"}`},
 		write.Item{Kind: write.KindSample, Index: 7}, write.Item{Kind: write.KindSample, Index: 2},
 		write.Item{Kind: write.KindHistogram, Index: 1}, write.Item{Kind: write.KindExemplar}, write.Item{Kind: write.KindSeries, Index: 5})
-	want.RejectItems(&write.SeriesError{Reason: "of_a_later_release", Detail: "?"}, write.Item{Kind: write.KindSeries, Index: 6})
+	want.RejectItems(&write.SeriesError{Reason: "of_a_later_release", Class: write.ClassLimited, Detail: "?"}, write.Item{Kind: write.KindSeries, Index: 6})
 
 	m := sent(t, ResultToProto(12, want, nil))
 	require.Equal(t, uint64(12), m.GetId())
@@ -42,6 +42,25 @@ func TestAResultSurvivesTheNetwork(t *testing.T) {
 	got, err = ResultFromProto(sent(t, ResultToProto(1, write.Result{}, nil)))
 	require.NoError(t, err)
 	require.Equal(t, write.Result{}, got)
+}
+
+func TestReasonsOfALaterReleaseKeepTheirClass(t *testing.T) {
+	for sent, want := range map[ingestv1.RejectionClass]write.Class{
+		ingestv1.RejectionClass_REJECTION_CLASS_INVALID:     write.ClassInvalid,
+		ingestv1.RejectionClass_REJECTION_CLASS_LIMITED:     write.ClassLimited,
+		ingestv1.RejectionClass_REJECTION_CLASS_UNAVAILABLE: write.ClassUnavailable,
+		99: write.ClassUnavailable,
+		0:  write.ClassUnavailable,
+	} {
+		result, err := ResultFromProto(&ingestv1.PushResponse{Rejected: []*ingestv1.Rejection{{Reason: "of_a_later_release", Class: sent, Samples: []uint32{0}}}})
+		require.NoError(t, err)
+		class, ok := result.Class()
+		require.True(t, ok)
+		require.Equal(t, want, class, "%s", sent)
+		var merged write.Result
+		merged.Merge(result)
+		require.Equal(t, want, merged.Rejected[0].Class())
+	}
 }
 
 func TestAFailureOfAPushSurvivesTheNetwork(t *testing.T) {

@@ -41,8 +41,13 @@ type Hasher struct {
 var seed = maphash.Comparable(maphash.MakeSeed(), "identity") //nolint:gochecknoglobals // one seed for all Hashers of the process
 
 // SetSeed sets the seed of all Hashers that are made from now on. Call it before the
-// first is made, or they disagree.
-func SetSeed(s uint64) { seed = s }
+// first is made, or they disagree. To set the seed that there is already does nothing,
+// so members of one cluster may be in one process.
+func SetSeed(s uint64) {
+	if s != seed {
+		seed = s
+	}
+}
 
 // SeedFingerprint tells processes whether their seeds are the same, without giving
 // the seed away.

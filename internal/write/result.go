@@ -41,9 +41,9 @@ type Class int
 
 // The classes, in rising order of precedence for the answer to a request.
 const (
-	ClassInvalid     Class = iota // 400: do not send again
-	ClassLimited                  // 429: dropped, the tenant is over a limit
-	ClassUnavailable              // 503: send again later
+	ClassInvalid     Class = iota + 1 // 400: do not send again
+	ClassLimited                      // 429: dropped, the tenant is over a limit
+	ClassUnavailable                  // 503: send again later
 )
 
 // Class returns the class of r.
@@ -61,6 +61,8 @@ func (r Reason) Class() Class {
 // SeriesError says why a series or one of its samples was rejected.
 type SeriesError struct {
 	Reason Reason
+	// Class is that of a reason which only another release knows; 0: Reason.Class.
+	Class  Class
 	Detail string // a sentence without the reason
 	Labels string // the series, clipped; empty if unknown
 }
@@ -71,6 +73,13 @@ func (e *SeriesError) Error() string {
 		return fmt.Sprintf("%s: %s", e.Reason, e.Detail)
 	}
 	return fmt.Sprintf("%s: %s (series %s)", e.Reason, e.Detail, e.Labels)
+}
+
+func (e *SeriesError) class() Class {
+	if e.Class != 0 {
+		return e.Class
+	}
+	return e.Reason.Class()
 }
 
 // Kind is what an Item is one of.
@@ -101,6 +110,9 @@ type Rejection struct {
 	Items []Item
 }
 
+// Class says what a sender should do about r.
+func (r Rejection) Class() Class { return r.Example.class() }
+
 // Result says what became of a Batch: what was written, and what was rejected
 // and why. A sample that was stored before with the same value counts as written.
 type Result struct {
@@ -122,12 +134,12 @@ func (r *Result) RejectItems(e *SeriesError, items ...Item) {
 	rej.Items = append(rej.Items, items...)
 }
 
-// rejection returns the rejection for the reason of e. The pointer is good until the
+// rejection returns the rejection for the reason and class of e. The pointer is good until the
 // next call.
 func (r *Result) rejection(e *SeriesError) *Rejection {
 	for i := range r.Rejected {
-		if r.Rejected[i].Reason == e.Reason {
-			return &r.Rejected[i]
+		if rej := &r.Rejected[i]; rej.Reason == e.Reason && rej.Class() == e.class() {
+			return rej
 		}
 	}
 	r.Rejected = append(r.Rejected, Rejection{Reason: e.Reason, Example: e})
@@ -145,10 +157,10 @@ func (r *Result) Merge(other Result) {
 	}
 }
 
-// Class returns the gravest class among the rejections; ok is false if there are none.
+// Class returns the gravest class among the rejections, 0 and false if there are none.
 func (r *Result) Class() (c Class, ok bool) {
 	for _, rej := range r.Rejected {
-		c = max(c, rej.Reason.Class())
+		c = max(c, rej.Class())
 	}
 	return c, len(r.Rejected) > 0
 }

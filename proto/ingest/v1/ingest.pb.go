@@ -23,6 +23,64 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// RejectionClass says what a sender should do about samples that were not stored. One
+// that a receiver does not know is REJECTION_CLASS_UNAVAILABLE to it: nothing is dropped
+// because releases differ.
+type RejectionClass int32
+
+const (
+	RejectionClass_REJECTION_CLASS_UNSPECIFIED RejectionClass = 0
+	// The samples are at fault and can never be stored.
+	RejectionClass_REJECTION_CLASS_INVALID RejectionClass = 1
+	// The tenant is over a limit; the samples are dropped.
+	RejectionClass_REJECTION_CLASS_LIMITED RejectionClass = 2
+	// The same samples can be stored later.
+	RejectionClass_REJECTION_CLASS_UNAVAILABLE RejectionClass = 3
+)
+
+// Enum value maps for RejectionClass.
+var (
+	RejectionClass_name = map[int32]string{
+		0: "REJECTION_CLASS_UNSPECIFIED",
+		1: "REJECTION_CLASS_INVALID",
+		2: "REJECTION_CLASS_LIMITED",
+		3: "REJECTION_CLASS_UNAVAILABLE",
+	}
+	RejectionClass_value = map[string]int32{
+		"REJECTION_CLASS_UNSPECIFIED": 0,
+		"REJECTION_CLASS_INVALID":     1,
+		"REJECTION_CLASS_LIMITED":     2,
+		"REJECTION_CLASS_UNAVAILABLE": 3,
+	}
+)
+
+func (x RejectionClass) Enum() *RejectionClass {
+	p := new(RejectionClass)
+	*p = x
+	return p
+}
+
+func (x RejectionClass) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RejectionClass) Descriptor() protoreflect.EnumDescriptor {
+	return file_ingest_v1_ingest_proto_enumTypes[0].Descriptor()
+}
+
+func (RejectionClass) Type() protoreflect.EnumType {
+	return &file_ingest_v1_ingest_proto_enumTypes[0]
+}
+
+func (x RejectionClass) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RejectionClass.Descriptor instead.
+func (RejectionClass) EnumDescriptor() ([]byte, []int) {
+	return file_ingest_v1_ingest_proto_rawDescGZIP(), []int{0}
+}
+
 // PushRequest is a part of one tenant's samples.
 type PushRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -234,8 +292,9 @@ func (x *PushResponse) GetFailure() *Failure {
 
 // Rejection is one reason for which samples were not stored.
 type Rejection struct {
-	state  protoimpl.MessageState `protogen:"open.v1"`
-	Reason string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// reason is its identifier, which may be one that only later releases have.
+	Reason string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
 	// detail and labels are of the first of the samples.
 	Detail string `protobuf:"bytes,2,opt,name=detail,proto3" json:"detail,omitempty"`
 	Labels string `protobuf:"bytes,3,opt,name=labels,proto3" json:"labels,omitempty"`
@@ -244,7 +303,8 @@ type Rejection struct {
 	Histograms []uint32 `protobuf:"varint,5,rep,packed,name=histograms,proto3" json:"histograms,omitempty"`
 	Exemplars  []uint32 `protobuf:"varint,6,rep,packed,name=exemplars,proto3" json:"exemplars,omitempty"`
 	// series are those at fault themselves, which have no samples.
-	Series        []uint32 `protobuf:"varint,7,rep,packed,name=series,proto3" json:"series,omitempty"`
+	Series        []uint32       `protobuf:"varint,7,rep,packed,name=series,proto3" json:"series,omitempty"`
+	Class         RejectionClass `protobuf:"varint,8,opt,name=class,proto3,enum=hundredfold.ingest.v1.RejectionClass" json:"class,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -326,6 +386,13 @@ func (x *Rejection) GetSeries() []uint32 {
 		return x.Series
 	}
 	return nil
+}
+
+func (x *Rejection) GetClass() RejectionClass {
+	if x != nil {
+		return x.Class
+	}
+	return RejectionClass_REJECTION_CLASS_UNSPECIFIED
 }
 
 // Failure is an error that concerns a whole request.
@@ -424,7 +491,7 @@ const file_ingest_v1_ingest_proto_rawDesc = "" +
 	"\texemplars\x18\x04 \x01(\x04R\texemplars\x12<\n" +
 	"\brejected\x18\x05 \x03(\v2 .hundredfold.ingest.v1.RejectionR\brejected\x12\x18\n" +
 	"\aunknown\x18\x06 \x03(\rR\aunknown\x128\n" +
-	"\afailure\x18\a \x01(\v2\x1e.hundredfold.ingest.v1.FailureR\afailure\"\xc3\x01\n" +
+	"\afailure\x18\a \x01(\v2\x1e.hundredfold.ingest.v1.FailureR\afailure\"\x80\x02\n" +
 	"\tRejection\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x16\n" +
 	"\x06detail\x18\x02 \x01(\tR\x06detail\x12\x16\n" +
@@ -434,12 +501,18 @@ const file_ingest_v1_ingest_proto_rawDesc = "" +
 	"histograms\x18\x05 \x03(\rR\n" +
 	"histograms\x12\x1c\n" +
 	"\texemplars\x18\x06 \x03(\rR\texemplars\x12\x16\n" +
-	"\x06series\x18\a \x03(\rR\x06series\"\x89\x01\n" +
+	"\x06series\x18\a \x03(\rR\x06series\x12;\n" +
+	"\x05class\x18\b \x01(\x0e2%.hundredfold.ingest.v1.RejectionClassR\x05class\"\x89\x01\n" +
 	"\aFailure\x12\x18\n" +
 	"\amessage\x18\x01 \x01(\tR\amessage\x12\x1c\n" +
 	"\tpermanent\x18\x02 \x01(\bR\tpermanent\x12$\n" +
 	"\x0eretry_after_ms\x18\x03 \x01(\rR\fretryAfterMs\x12 \n" +
-	"\vunavailable\x18\x04 \x01(\bR\vunavailable2d\n" +
+	"\vunavailable\x18\x04 \x01(\bR\vunavailable*\x8c\x01\n" +
+	"\x0eRejectionClass\x12\x1f\n" +
+	"\x1bREJECTION_CLASS_UNSPECIFIED\x10\x00\x12\x1b\n" +
+	"\x17REJECTION_CLASS_INVALID\x10\x01\x12\x1b\n" +
+	"\x17REJECTION_CLASS_LIMITED\x10\x02\x12\x1f\n" +
+	"\x1bREJECTION_CLASS_UNAVAILABLE\x10\x032d\n" +
 	"\rIngestService\x12S\n" +
 	"\x04Push\x12\".hundredfold.ingest.v1.PushRequest\x1a#.hundredfold.ingest.v1.PushResponse(\x010\x01B=Z;github.com/hundredfold/hundredfold/proto/ingest/v1;ingestv1b\x06proto3"
 
@@ -455,23 +528,26 @@ func file_ingest_v1_ingest_proto_rawDescGZIP() []byte {
 	return file_ingest_v1_ingest_proto_rawDescData
 }
 
+var file_ingest_v1_ingest_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
 var file_ingest_v1_ingest_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
 var file_ingest_v1_ingest_proto_goTypes = []any{
-	(*PushRequest)(nil),  // 0: hundredfold.ingest.v1.PushRequest
-	(*PushResponse)(nil), // 1: hundredfold.ingest.v1.PushResponse
-	(*Rejection)(nil),    // 2: hundredfold.ingest.v1.Rejection
-	(*Failure)(nil),      // 3: hundredfold.ingest.v1.Failure
+	(RejectionClass)(0),  // 0: hundredfold.ingest.v1.RejectionClass
+	(*PushRequest)(nil),  // 1: hundredfold.ingest.v1.PushRequest
+	(*PushResponse)(nil), // 2: hundredfold.ingest.v1.PushResponse
+	(*Rejection)(nil),    // 3: hundredfold.ingest.v1.Rejection
+	(*Failure)(nil),      // 4: hundredfold.ingest.v1.Failure
 }
 var file_ingest_v1_ingest_proto_depIdxs = []int32{
-	2, // 0: hundredfold.ingest.v1.PushResponse.rejected:type_name -> hundredfold.ingest.v1.Rejection
-	3, // 1: hundredfold.ingest.v1.PushResponse.failure:type_name -> hundredfold.ingest.v1.Failure
-	0, // 2: hundredfold.ingest.v1.IngestService.Push:input_type -> hundredfold.ingest.v1.PushRequest
-	1, // 3: hundredfold.ingest.v1.IngestService.Push:output_type -> hundredfold.ingest.v1.PushResponse
-	3, // [3:4] is the sub-list for method output_type
-	2, // [2:3] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	3, // 0: hundredfold.ingest.v1.PushResponse.rejected:type_name -> hundredfold.ingest.v1.Rejection
+	4, // 1: hundredfold.ingest.v1.PushResponse.failure:type_name -> hundredfold.ingest.v1.Failure
+	0, // 2: hundredfold.ingest.v1.Rejection.class:type_name -> hundredfold.ingest.v1.RejectionClass
+	1, // 3: hundredfold.ingest.v1.IngestService.Push:input_type -> hundredfold.ingest.v1.PushRequest
+	2, // 4: hundredfold.ingest.v1.IngestService.Push:output_type -> hundredfold.ingest.v1.PushResponse
+	4, // [4:5] is the sub-list for method output_type
+	3, // [3:4] is the sub-list for method input_type
+	3, // [3:3] is the sub-list for extension type_name
+	3, // [3:3] is the sub-list for extension extendee
+	0, // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_ingest_v1_ingest_proto_init() }
@@ -484,13 +560,14 @@ func file_ingest_v1_ingest_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ingest_v1_ingest_proto_rawDesc), len(file_ingest_v1_ingest_proto_rawDesc)),
-			NumEnums:      0,
+			NumEnums:      1,
 			NumMessages:   4,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_ingest_v1_ingest_proto_goTypes,
 		DependencyIndexes: file_ingest_v1_ingest_proto_depIdxs,
+		EnumInfos:         file_ingest_v1_ingest_proto_enumTypes,
 		MessageInfos:      file_ingest_v1_ingest_proto_msgTypes,
 	}.Build()
 	File_ingest_v1_ingest_proto = out.File
