@@ -132,7 +132,7 @@ func (c Config) Check() error {
 	}
 	listen, err := net.ResolveTCPAddr("tcp", c.Gossip.ListenAddress)
 	if err != nil {
-		return fmt.Errorf("resolve gossip.listen_address %s: %w", c.Gossip.ListenAddress, err)
+		return fmt.Errorf("resolve cluster.gossip.listen_address %s: %w", c.Gossip.ListenAddress, err)
 	}
 	return c.permit(listen, c.SecretFile != "")
 }

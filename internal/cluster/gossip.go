@@ -101,7 +101,7 @@ func (g *gossip) config() (*memberlist.Config, error) {
 	}
 	listen, err := net.ResolveTCPAddr("tcp", n.cfg.Gossip.ListenAddress)
 	if err != nil {
-		return nil, fmt.Errorf("resolve gossip.listen_address %s: %w", n.cfg.Gossip.ListenAddress, err)
+		return nil, fmt.Errorf("resolve cluster.gossip.listen_address %s: %w", n.cfg.Gossip.ListenAddress, err)
 	}
 	if err := n.cfg.permit(listen, len(n.deps.Secret) > 0); err != nil {
 		return nil, err
@@ -114,11 +114,11 @@ func (g *gossip) config() (*memberlist.Config, error) {
 	if n.cfg.Gossip.AdvertiseAddress != "" {
 		advertise, err := net.ResolveTCPAddr("tcp", n.cfg.Gossip.AdvertiseAddress)
 		if err != nil {
-			return nil, fmt.Errorf("resolve gossip.advertise_address %s: %w", n.cfg.Gossip.AdvertiseAddress, err)
+			return nil, fmt.Errorf("resolve cluster.gossip.advertise_address %s: %w", n.cfg.Gossip.AdvertiseAddress, err)
 		}
 		c.AdvertiseAddr, c.AdvertisePort = advertise.IP.String(), advertise.Port
 	} else if c.BindAddr == "::" {
-		return nil, errors.New("gossip.advertise_address: it is needed if gossip.listen_address is [::]")
+		return nil, errors.New("cluster.gossip.advertise_address: it is needed if cluster.gossip.listen_address is [::]")
 	}
 	return c, nil
 }

@@ -207,6 +207,13 @@ func (n *Node) SetState(ctx context.Context, s State) error {
 	})
 }
 
+// State returns the state of this ingester, which the View may show a moment later.
+// It is zero in a process without one.
+func (n *Node) State() State {
+	known, _ := n.ownRecords()
+	return known.State
+}
+
 // step takes rec, the own record, to the state s. The caller holds n.own.
 func (n *Node) step(ctx context.Context, rec Record, s State) error {
 	switch {

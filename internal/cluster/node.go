@@ -148,7 +148,7 @@ func Open(ctx context.Context, cfg Config, deps Deps) (*Node, error) {
 
 func open(ctx context.Context, cfg Config, deps Deps, tune tuning) (*Node, error) {
 	if err := cfg.Validate(); err != nil {
-		return nil, fmt.Errorf("join the cluster: %w", err)
+		return nil, err
 	}
 	n := &Node{
 		cfg:    cfg,
@@ -168,7 +168,7 @@ func open(ctx context.Context, cfg Config, deps Deps, tune tuning) (*Node, error
 		Incarnation: rand.Uint64(), RF: cfg.ReplicationFactor,
 	}}
 	if err := n.check(); err != nil {
-		return nil, fmt.Errorf("join the cluster: %w", err)
+		return nil, err
 	}
 	n.metrics = newMetrics(deps.Registerer, n.viewAge)
 	n.mu.processes = map[processKey]*liveProcess{}
