@@ -55,7 +55,7 @@ func checkCluster(c config) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(under("cluster", c.Cluster.Check()), rpc.Check(c.GRPC, secret, c.Cluster.Mode == cluster.ModeNone))
+	return errors.Join(c.Cluster.Check(), rpc.Check(c.GRPC, secret, c.Cluster.Mode == cluster.ModeNone))
 }
 
 // openMembership listens for the other processes, which wait until serve.

@@ -91,11 +91,12 @@ func (o options) load() (config, error) {
 	for _, override := range o.overrides {
 		override(&c)
 	}
-	c.place()
 	if len(o.roles) < len(allRoles()) {
 		c.Cluster.Enabled = true
 	}
-	if err := c.validate(); err != nil {
+	shared := c.checkShared()
+	c.place()
+	if err := errors.Join(c.validate(), shared); err != nil {
 		return config{}, fmt.Errorf("the configuration is invalid:\n%w", err)
 	}
 	return c, nil
@@ -148,6 +149,19 @@ func tenantNodes(root *yaml.Node) map[tenant.ID]*yaml.Node {
 		nodes[tenant.ID(id)] = &node
 	}
 	return nodes
+}
+
+// checkShared refuses a cluster whose processes would each have a bucket of their own,
+// and with it a seed of their own: they would refuse each other's samples. It comes
+// before place.
+func (c *config) checkShared() error {
+	if !c.Cluster.Enabled || c.Bucket.Type != blockstore.TypeFilesystem || c.Bucket.Filesystem.Directory != "" {
+		return nil
+	}
+	return errors.New(`bucket: the processes of a cluster share one bucket, and the default is a folder of this process alone. Do one of these:
+  - share one in S3:         bucket: {type: s3, s3: {endpoint: HOST, bucket: NAME}}
+  - share a folder:          bucket: {filesystem: {directory: DIRECTORY}}   which all processes reach, on one machine or by NFS
+  - stay alone:              neither --role nor --gossip.join, and cluster: {enabled: false}`)
 }
 
 // place puts what the roles keep below the data directory.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -88,7 +89,7 @@ func newFlagSet(opts *options) *flag.FlagSet {
 	set.String("gossip.listen-address", cluster.DefaultConfig().Gossip.ListenAddress, "`HOST:PORT` for gossip, by TCP and UDP; overrides cluster.gossip.listen_address")
 	set.Var(new(listValue), "gossip.join", "`HOST:PORT` of a member to join, may be repeated; it makes the process a member of a cluster; overrides cluster.gossip.join")
 	set.String("zone", "", "`ZONE` in which this process fails together with others; overrides cluster.zone")
-	set.StringVar(&opts.instanceID, "instance-id", "", "`ID` of this process in the cluster, for good; without it the data directory gets one")
+	set.Var((*idValue)(&opts.instanceID), "instance-id", "`ID` of this process in the cluster, for good; without it the data directory gets one")
 	set.TextVar(&opts.logLevel, "log.level", slog.LevelInfo, "`LEVEL` from which on messages are logged: debug, info, warn or error")
 	set.BoolVar(&opts.check, "config.check", false, "check the configuration and exit")
 	set.BoolVar(&opts.version, "version", false, "print the version and exit")
@@ -119,8 +120,11 @@ func (r *rolesValue) Set(value string) error {
 	}
 	var roles []cluster.Role
 	for name := range strings.SplitSeq(value, ",") {
+		name = strings.TrimSpace(name)
 		role := cluster.Role(name)
 		switch {
+		case name == roleAll:
+			return errors.New("all stands alone: it is all roles already")
 		case !slices.Contains(allRoles(), role):
 			return fmt.Errorf("%q is no role; there are %s", name, strings.Join([]string{roleAll, "distributor", "ingester", "querier", "compactor"}, ", "))
 		case slices.Contains(roles, role):
@@ -129,6 +133,23 @@ func (r *rolesValue) Set(value string) error {
 		roles = append(roles, role)
 	}
 	*r = roles
+	return nil
+}
+
+// idValue is the value of --instance-id.
+type idValue string
+
+func (v *idValue) String() string { return string(*v) }
+
+// idPattern takes the names of hosts and pods. An id stands in the data directory for
+// good, and names this process in gossip, in the bucket and in logs.
+var idPattern = regexp.MustCompile(`^[A-Za-z0-9._-]{1,100}$`)
+
+func (v *idValue) Set(value string) error {
+	if !idPattern.MatchString(value) {
+		return errors.New("an id is 1 to 100 letters, digits, dots, dashes or underscores")
+	}
+	*v = idValue(value)
 	return nil
 }
 

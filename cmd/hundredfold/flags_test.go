@@ -3,9 +3,12 @@ package main
 import (
 	"bytes"
 	"flag"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/hundredfold/hundredfold/internal/cluster"
 )
 
 func TestWrongCommandLinesExitWith2AndPointToTheHelp(t *testing.T) {
@@ -16,6 +19,10 @@ func TestWrongCommandLinesExitWith2AndPointToTheHelp(t *testing.T) {
 		"unknown flag":     {[]string{"--colour=red"}, "flag provided but not defined: --colour"},
 		"word":             {[]string{"serve"}, `"serve" is neither a flag nor a subcommand`},
 		"unknown role":     {[]string{"--role=ingester,store-gateway"}, `"store-gateway" is no role; there are all, distributor, ingester, querier, compactor`},
+		"all and more":     {[]string{"--role=all,querier"}, "all stands alone"},
+		"no role":          {[]string{"--role="}, `"" is no role`},
+		"id with a slash":  {[]string{"--instance-id=a/b"}, "an id is 1 to 100 letters"},
+		"id too long":      {[]string{"--instance-id=" + strings.Repeat("a", 101)}, "an id is 1 to 100 letters"},
 		"role twice":       {[]string{"--role=querier,querier"}, "querier stands there twice"},
 		"flag with a typo": {[]string{"--log.level=loud"}, "--log.level"},
 	} {
@@ -27,6 +34,13 @@ func TestWrongCommandLinesExitWith2AndPointToTheHelp(t *testing.T) {
 			require.Empty(t, out.String())
 		})
 	}
+}
+
+func TestRolesAreAListInWhichSpacesDoNotCount(t *testing.T) {
+	opts, err := parseFlags([]string{"--role=distributor, querier"})
+	require.NoError(t, err)
+	require.Equal(t, []cluster.Role{cluster.RoleDistributor, cluster.RoleQuerier}, opts.roles)
+	require.Equal(t, "distributor,querier", roleNames(opts.roles))
 }
 
 func TestHelpShowsEveryFlagAndSubcommand(t *testing.T) {

@@ -89,11 +89,16 @@ func (l *life) run(ctx context.Context) error {
 		case <-l.drain:
 			l.doDrain(ctx)
 		case <-l.restart:
-			l.move(ctx, cluster.Restarting)
-			resume = time.After(restartGrace)
+			// A drain that was asked for meanwhile goes on after the restart as well.
+			if l.state() == cluster.Active {
+				l.move(ctx, cluster.Restarting)
+				resume = time.After(restartGrace)
+			}
 		case <-resume:
-			l.logger.Warn("An announced restart did not come; the ingester takes writes again", "waited", restartGrace)
-			l.move(ctx, cluster.Active)
+			if l.state() == cluster.Restarting {
+				l.logger.Warn("An announced restart did not come; the ingester takes writes again", "waited", restartGrace)
+				l.move(ctx, cluster.Active)
+			}
 		case <-ctx.Done():
 			if l.state() == cluster.Active {
 				last, cancel := context.WithTimeout(context.WithoutCancel(ctx), farewell)
@@ -105,12 +110,7 @@ func (l *life) run(ctx context.Context) error {
 	}
 }
 
-// state is that of the ingester, as of a moment ago.
-func (l *life) state() cluster.State {
-	view := l.node.View()
-	rec, _ := view.Registry.Get(view.Self.ID)
-	return rec.State
-}
+func (l *life) state() cluster.State { return l.node.State() }
 
 func (l *life) move(ctx context.Context, to cluster.State) {
 	if err := l.node.SetState(ctx, to); err != nil {
@@ -119,6 +119,8 @@ func (l *life) move(ctx context.Context, to cluster.State) {
 }
 
 func (l *life) askDrain() {
+	// Whoever asks again must not take the last attempt's failure for this one's.
+	l.note(func(s *drainStatus) { s.Error = "" })
 	select {
 	case l.drain <- struct{}{}:
 	default: // it is asked for already
@@ -208,8 +210,12 @@ func (l *life) serveDrain(w http.ResponseWriter, r *http.Request) {
 }
 
 // serveRestart announces a restart: the ingester gets no more writes and keeps its
-// slots.
+// slots. One that drains, or has left, gets none anyway and need not announce it.
 func (l *life) serveRestart(w http.ResponseWriter, _ *http.Request) {
+	if state := l.state(); state != cluster.Active && state != cluster.Restarting {
+		http.Error(w, "the ingester is "+state.String()+" and gets no writes; restart it without announcing it", http.StatusConflict)
+		return
+	}
 	select {
 	case l.restart <- struct{}{}:
 	default:

@@ -32,20 +32,27 @@ type running struct {
 	done   chan error
 }
 
-func startProcess(t testing.TB, dir, text string) *running {
+func startProcess(t testing.TB, dir, text string, flags ...string) *running {
 	t.Helper()
-	opts, err := parseFlags([]string{"--config.file=" + file(t, text), "--data.dir=" + dir, "--http.listen-address=127.0.0.1:0"})
+	opts, err := parseFlags(append([]string{"--config.file=" + file(t, text), "--data.dir=" + dir, "--http.listen-address=127.0.0.1:0"}, flags...))
 	require.NoError(t, err)
+	r := runProcess(t, opts)
+	r.eventually(func() bool {
+		code, _ := r.do(http.MethodGet, "/ready", "", nil)
+		return code == http.StatusOK
+	})
+	return r
+}
+
+// runProcess does not wait until the process is ready.
+func runProcess(t testing.TB, opts options) *running {
+	t.Helper()
 	p, err := open(opts, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	r := &running{t: t, p: p, url: "http://" + p.server.Address(), client: &http.Client{Transport: &http.Transport{}}, cancel: cancel, done: make(chan error, 1)}
 	go func() { r.done <- p.run(ctx) }()
 	t.Cleanup(r.stop)
-	r.eventually(func() bool {
-		code, _ := r.do(http.MethodGet, "/ready", "", nil)
-		return code == http.StatusOK
-	})
 	return r
 }
 
@@ -191,7 +198,7 @@ func TestLimitsOfTheFileHoldAndReload(t *testing.T) {
 	require.Equal(t, http.StatusNoContent, r.write("/api/v1/write", "", "first", now, 1))
 	require.Equal(t, http.StatusTooManyRequests, r.write("/api/v1/write", "", "second", now, 1))
 
-	opts := options{configFile: file(t, "limits: {max_series: 2}"), overrides: []func(*config){func(c *config) { c.DataDir = r.p.cfg.DataDir }}}
+	opts := options{configFile: file(t, "limits: {max_series: 2}"), roles: allRoles(), overrides: []func(*config){func(c *config) { c.DataDir = r.p.cfg.DataDir }}}
 	r.p.reloader.mu.Lock()
 	r.p.reloader.load = opts.load
 	r.p.reloader.mu.Unlock()

@@ -43,7 +43,7 @@ func descriptions() map[string]string {
 		"multitenancy.enabled":             "Whether the header `X-Scope-OrgID` selects the tenant; requests without it are then answered 401. Off, everything belongs to the tenant `default`.",
 		"self_monitoring.enabled":          "Whether the process writes its own metrics into itself every 15 s, as job `hundredfold`: at most 2,000 series, in the tenant `default`, or `hundredfold` with multi-tenancy.",
 		"bucket.type":                      "`filesystem`: blocks lie in a directory of this machine. `s3`: they lie in an S3-compatible object store.",
-		"bucket.filesystem.directory":      "Where blocks lie, with type `filesystem`. Empty: `bucket` in `data_dir`.",
+		"bucket.filesystem.directory":      "Where blocks lie, with type `filesystem`. Empty: `bucket` in `data_dir`; the processes of a cluster must share one.",
 		"bucket.s3.endpoint":               "`HOST` or `HOST:PORT` of the object store, without a scheme.",
 		"bucket.s3.bucket":                 "Name of a bucket that exists.",
 		"bucket.s3.access_key":             "Together with `secret_key`. Without both, credentials come from the environment (`AWS_ACCESS_KEY_ID` and so on), from `~/.aws/credentials` or from the instance, in this order.",

@@ -30,7 +30,7 @@ func (l logs) WithGroup(string) slog.Handler      { return l }
 func reloadable(t *testing.T, text string) (*reloader, logs, string) {
 	t.Helper()
 	path := file(t, text)
-	opts := options{configFile: path}
+	opts := options{configFile: path, roles: allRoles()}
 	c, err := opts.load()
 	require.NoError(t, err)
 	l := newLogs()
