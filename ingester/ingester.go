@@ -44,8 +44,8 @@ var (
 	errClosed = errors.New("the tenant's TSDB is closed")
 	// errStopped says that the ingester is shutting down.
 	errStopped = errors.New("the ingester is shutting down")
-	// errBroken says that a tenant's write-ahead log could not be written.
-	errBroken = errors.New("the tenant's write-ahead log could not be written")
+	// errBroken says that a write of a tenant did not get into its write-ahead log whole.
+	errBroken = errors.New("a write of the tenant did not get into its write-ahead log whole")
 	// errLateLog says the same of the log of out-of-order samples.
 	errLateLog = errors.New("the log of out-of-order samples could not be written")
 )

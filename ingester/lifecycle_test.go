@@ -17,6 +17,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/tsdb"
 	"github.com/stretchr/testify/require"
 
@@ -239,12 +240,7 @@ func TestAcknowledgedSamplesSurviveTheDeathOfTheProcess(t *testing.T) {
 	f := newFixture(t)
 	f.push(acme, sample{"a", 0, 1}, sample{"b", 0, 2}, sample{"a", -time.Minute, 3})
 	want := f.stored(acme)
-	// What a killed process leaves is what its files hold at this moment.
-	crashed := newFixture(t)
-	require.NoError(t, crashed.close())
-	require.NoError(t, os.RemoveAll(crashed.dir))
-	require.NoError(t, os.CopyFS(crashed.dir, os.DirFS(f.dir)))
-	crashed.open()
+	crashed := f.afterCrash()
 	require.Equal(t, want, crashed.stored(acme))
 	crashed.push(acme, sample{"a", time.Second, 4})
 }
@@ -535,4 +531,43 @@ func TestConcurrentPushesQueriesAndMaintenance(t *testing.T) {
 		require.NoError(t, f.Flush(context.Background(), id))
 		require.Len(t, f.inBucket(id)["a"], 120)
 	}
+}
+
+// faultySource panics at the labels of all series but the first.
+type faultySource struct{ write.LabelSource }
+
+func (s faultySource) AppendLabels(i int, b *labels.ScratchBuilder) error {
+	if i > 0 {
+		panic("BUG: for a test")
+	}
+	return s.LabelSource.AppendLabels(i, b)
+}
+
+func TestPanicOfAPushCostsNoSampleThatIsAcknowledgedLater(t *testing.T) {
+	f := newFixture(t)
+	b := batch(sample{"a", 0, 1}, sample{"b", 0, 2})
+	b.Source = faultySource{b.Source}
+	require.Panics(t, func() { _, _ = f.Push(context.Background(), acme, b) })
+
+	// Series a is in the head and not in the log.
+	_, err := f.Push(context.Background(), acme, batch(sample{"a", time.Second, 3}))
+	var unavailable *wire.UnavailableError
+	require.ErrorAs(t, err, &unavailable)
+	f.round(acme)
+	f.push(acme, sample{"a", 0, 1}, sample{"a", time.Second, 3})
+	want := f.stored(acme)
+	require.Equal(t, []string{"0s 1", "1s 3"}, want["a"])
+	require.Equal(t, want, f.afterCrash().stored(acme))
+}
+
+// afterCrash returns what a killed process leaves, which is what its files hold at this
+// moment.
+func (f *fixture) afterCrash() *fixture {
+	f.t.Helper()
+	crashed := newFixture(f.t)
+	require.NoError(f.t, crashed.close())
+	require.NoError(f.t, os.RemoveAll(crashed.dir))
+	require.NoError(f.t, os.CopyFS(crashed.dir, os.DirFS(f.dir)))
+	crashed.open()
+	return crashed
 }

@@ -141,10 +141,25 @@ func (p *pusher) setBounds() {
 	}
 }
 
-// run appends in three passes, each committed before the next: the samples that
+// run appends the batch. Whoever serves the request survives a panic; the tenant is
+// broken by it.
+func (p *pusher) run() (write.Result, error) {
+	ended := false
+	defer func() {
+		if !ended { // It panics. The head may hold series that the log lacks.
+			p.t.app.table = table{}
+			p.t.broken.Store(true)
+		}
+	}()
+	result, err := p.passes()
+	ended = true
+	return result, err
+}
+
+// passes appends in three passes, each committed before the next: the samples that
 // are newer than all of their series; the late ones, which are compared with what
 // is stored, their batch included; the exemplars, which need their series.
-func (p *pusher) run() (write.Result, error) {
+func (p *pusher) passes() (write.Result, error) {
 	p.t.app.late = p.t.app.late[:0]
 	p.t.app.warmed += p.t.app.table.warm(p.b.Series)
 	p.app = p.db.Head().AppenderV2(context.Background())

@@ -68,9 +68,9 @@ type tenantDB struct {
 	appending turn
 	app       appendState // guarded by appending
 
-	// broken is set when a commit could not be written to the log: the head may
-	// hold series that the log lacks, so nothing more may be acknowledged
-	// before the TSDB is opened anew from the log.
+	// broken is set when a commit could not be written to the log, or a push panicked
+	// before its own: the head may hold series that the log lacks, so nothing more may
+	// be acknowledged before the TSDB is opened anew from the log.
 	broken atomic.Bool
 	// lateLogFailed is set when the log of out-of-order samples could not be
 	// written, which the TSDB only mentions in its log.
