@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/metadata"
 
 	"github.com/hundredfold/hundredfold/internal/write"
@@ -103,7 +104,7 @@ func (m *metadataStore) addLocked(md write.Metadata) {
 		known = known[1:]
 	}
 	next := append(slices.Clone(known), metadata.Metadata{
-		Type: md.Type, Unit: strings.Clone(md.Unit), Help: strings.Clone(help),
+		Type: model.MetricType(strings.Clone(string(md.Type))), Unit: strings.Clone(md.Unit), Help: strings.Clone(help),
 	})
 	m.byKey[strings.Clone(md.Metric)] = next
 	m.dirty = true

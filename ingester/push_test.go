@@ -6,7 +6,9 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+	"unsafe"
 
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/exemplar"
 	"github.com/prometheus/prometheus/model/histogram"
 	"github.com/prometheus/prometheus/model/labels"
@@ -289,3 +291,17 @@ func TestMetadataSurvivesARestart(t *testing.T) {
 }
 
 func resultErr(r write.Result) error { return r.Err() }
+
+// Metadata from the network aliases a frame of megabytes.
+func TestStoredMetadataKeepsNothingOfTheRequest(t *testing.T) {
+	f := newFixture(t)
+	request := []byte("m" + "gauge" + "bytes" + "help")
+	alias := func(from, to int) string { return unsafe.String(&request[from], to-from) }
+	b := batch(sample{"a", 0, 1})
+	b.Metadata = []write.Metadata{{Metric: alias(0, 1), Metadata: metadata.Metadata{
+		Type: model.MetricType(alias(1, 6)), Unit: alias(6, 11), Help: alias(11, 15),
+	}}}
+	f.offer(acme, b)
+	clear(request)
+	require.Equal(t, map[string][]metadata.Metadata{"m": {{Type: "gauge", Unit: "bytes", Help: "help"}}}, f.Metadata(acme, ""))
+}
