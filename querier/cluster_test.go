@@ -159,13 +159,18 @@ func TestTooFewReplicasFailTheQueryAndAreNamed(t *testing.T) {
 	c.update(t, dead("i2"))
 	got := c.get(alice, "/api/v1/query?query=x&time=600")
 	require.Equal(t, 503, got.Code)
+	require.Equal(t, "unavailable", got.ErrorType)
 	require.Contains(t, got.Error, "recent samples would be incomplete")
 	require.Contains(t, got.Error, "ingester i1: the disk is on fire; ingester i2: ")
 	require.InDelta(t, 1, testutil.ToFloat64(c.recent.metrics.reads.WithLabelValues("incomplete")), 0)
-	for _, path := range []string{"/api/v1/labels", "/api/v1/label/pod/values", "/api/v1/series?match[]=x", "/api/v1/metadata", "/api/v1/status/tsdb", "/api/v1/query_exemplars?query=x&start=0&end=60", "/federate?match[]=x"} {
+	for _, path := range []string{"/api/v1/query?query=x&time=600", "/api/v1/query_range?query=x&start=0&end=600&step=60", "/api/v1/labels", "/api/v1/label/pod/values", "/api/v1/series?match[]=x", "/api/v1/metadata", "/api/v1/status/tsdb", "/api/v1/query_exemplars?query=x&start=0&end=60", "/federate?match[]=x"} {
 		got := c.get(alice, path)
 		require.Equal(t, 503, got.Code, "%s: %s", path, got.Body)
+		require.Equal(t, "5", got.Header.Get("Retry-After"), path)
 		require.Contains(t, got.Body, "disk is on fire", path)
+		if path != "/federate?match[]=x" {
+			require.Equal(t, "unavailable", got.ErrorType, path)
+		}
 	}
 
 	c.replicas[1].answers(nil)

@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/promql"
+	"github.com/prometheus/prometheus/tsdb"
 
 	"github.com/hundredfold/hundredfold/internal/tenant"
 	"github.com/hundredfold/hundredfold/internal/wire"
@@ -69,6 +72,31 @@ func causeOf(ctx context.Context, err error) error {
 		return limit
 	}
 	return err
+}
+
+// retryKey is of a context's *atomic.Int64: after how many seconds a request may succeed.
+type retryKey struct{}
+
+// laterError is an error that goes away. It is a tsdb.ErrNotReady to Prometheus's API,
+// which then says "unavailable".
+type laterError struct{ error }
+
+func (e laterError) Unwrap() error { return e.error }
+
+func (laterError) Is(target error) bool { return target == tsdb.ErrNotReady }
+
+// reported returns err as a query that ctx belongs to reports it. If it is one that goes
+// away, the answer is to say when: Prometheus's API has no way to pass that on.
+func reported(ctx context.Context, err error) error {
+	err = causeOf(ctx, err)
+	var later *wire.UnavailableError
+	if !errors.As(err, &later) {
+		return err
+	}
+	if after, ok := ctx.Value(retryKey{}).(*atomic.Int64); ok {
+		after.Store(int64(math.Ceil(later.RetryAfter.Seconds())))
+	}
+	return laterError{err}
 }
 
 // statusOf returns the HTTP status for err; known is false if the error says nothing

@@ -24,12 +24,15 @@ func (e exemplarQueryable) ExemplarQuerier(ctx context.Context) (storage.Exempla
 	}
 	inner, err := e.edge.exemplars(ctx, id)
 	if err != nil {
-		return nil, fmt.Errorf("read exemplars: %w", err)
+		return nil, fmt.Errorf("read exemplars: %w", reported(ctx, err))
 	}
-	return exemplarQuerier{inner}, nil
+	return exemplarQuerier{ctx, inner}, nil
 }
 
-type exemplarQuerier struct{ storage.ExemplarQuerier }
+type exemplarQuerier struct {
+	ctx context.Context //nolint:containedctx // storage.ExemplarQueryable has it so
+	storage.ExemplarQuerier
+}
 
 // Select never returns nil without an error: it becomes the JSON of an answer, and
 // clients expect a list there.
@@ -38,5 +41,5 @@ func (e exemplarQuerier) Select(start, end int64, matchers ...[]*labels.Matcher)
 	if found == nil && err == nil {
 		found = []exemplar.QueryResult{}
 	}
-	return found, err
+	return found, reported(e.ctx, err)
 }

@@ -52,8 +52,8 @@ type reply[T any] struct {
 
 // gathered are answers that together are complete, or doubtful with a warning.
 type gathered[T any] struct {
-	replies []reply[T] // by instance
-	covered covered
+	replies  []reply[T] // by instance
+	covered  covered
 	warnings annotations.Annotations
 	// copies is how many of the replies have the same sample, on average.
 	copies float64

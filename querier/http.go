@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/grafana/regexp"
@@ -102,6 +103,7 @@ func isLabelValues(path string) bool {
 func (q *Querier) observe(e *endpoint, w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	rec := &statusRecorder{ResponseWriter: w}
+	r = r.WithContext(context.WithValue(r.Context(), retryKey{}, &rec.retryAfter))
 	q.metrics.inFlight.Inc()
 	defer func() {
 		q.metrics.inFlight.Dec()
@@ -261,10 +263,12 @@ func (*Querier) answer(f func(r *http.Request, id tenant.ID) (any, error)) http.
 	})}.ServeHTTP
 }
 
-// statusRecorder remembers the status of an answer.
+// statusRecorder remembers the status of an answer. It adds when to try again, if that
+// was noted by way of the request's context (retryKey).
 type statusRecorder struct {
 	http.ResponseWriter
-	status int
+	status     int
+	retryAfter atomic.Int64 // seconds; 0: nothing was noted
 }
 
 func (s *statusRecorder) code() int {
@@ -277,6 +281,9 @@ func (s *statusRecorder) code() int {
 func (s *statusRecorder) WriteHeader(status int) {
 	if s.status == 0 {
 		s.status = status
+	}
+	if after := s.retryAfter.Load(); after > 0 && status == http.StatusServiceUnavailable {
+		s.Header().Set("Retry-After", strconv.FormatInt(after, 10))
 	}
 	s.ResponseWriter.WriteHeader(status)
 }

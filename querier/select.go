@@ -89,12 +89,12 @@ func (s *session[R]) begin(ctx context.Context, ask request) (wait func() ([]R, 
 		err = s.start(id)
 	}
 	if err != nil {
-		return func() ([]R, error) { return nil, err }
+		return func() ([]R, error) { return nil, reported(ctx, err) }
 	}
 	edge := s.mu.edge.begin(ctx, ask)
 	return func() ([]R, error) {
 		readers, err := s.readers(ctx, ask, edge)
-		return readers, causeOf(ctx, err)
+		return readers, reported(ctx, err)
 	}
 }
 
@@ -134,7 +134,7 @@ func (s *session[R]) readers(ctx context.Context, ask request, edge func() (R, c
 	}
 	if s.mu.view == nil || !covered.snapshot {
 		if s.mu.view, err = s.q.views.of(s.mu.tenant); err != nil {
-			return nil, err
+			return nil, unavailable(err)
 		}
 	}
 	if covered.check != nil {
