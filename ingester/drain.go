@@ -71,6 +71,7 @@ func (i *Ingester) Drain(ctx context.Context, confirm func(context.Context, tena
 		return fmt.Errorf("wait for another drain: %w", err)
 	}
 	defer i.emptying.give()
+	i.draining.Store(true) // A Wipe that ended meanwhile takes writes again.
 	start := i.now()
 	d := drain{ing: i, report: progress}
 	blocks, err := d.upload(ctx)

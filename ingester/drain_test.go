@@ -195,6 +195,34 @@ func TestWipedIngesterHasUploadedAllAndBeginsAnew(t *testing.T) {
 	require.Equal(t, []string{"1s 3"}, f.stored(acme)["a"])
 }
 
+func TestDrainThatWaitsForAWipeTakesNoWritesAfterIt(t *testing.T) {
+	f := newFixture(t, withCluster(i0, time.Hour))
+	flaky := &flakyBucket{Bucket: f.bucket}
+	require.NoError(t, f.close())
+	f.bucket = flaky
+	f.open()
+	f.push(acme, sample{"a", 0, 1})
+	flaky.broken.Store(true)
+	ctx, cancel := context.WithCancel(context.Background())
+	wiped, drained := make(chan error, 1), make(chan error, 1)
+	go func() { wiped <- f.Wipe(ctx) }()
+	require.Eventually(t, f.draining.Load, 10*time.Second, time.Millisecond)
+	var taken error
+	go func() {
+		drained <- f.Drain(context.Background(), confirmAll, func(p DrainProgress) {
+			if p.Phase == DrainUploading {
+				taken = f.takesWrites()
+				flaky.broken.Store(false)
+			}
+		})
+	}()
+	cancel()
+	require.ErrorIs(t, <-wiped, context.Canceled)
+	require.NoError(t, <-drained)
+	require.ErrorIs(t, taken, errDraining)
+	require.ErrorIs(t, f.takesWrites(), errDraining)
+}
+
 // BenchmarkDrain drains an ingester with 100,000 series of half an hour into a bucket
 // in a folder.
 func BenchmarkDrain(b *testing.B) {
