@@ -74,7 +74,7 @@ else
 	@echo "make test: SKIPPED the race detector, which needs a C compiler (install gcc)"
 	@$(GOTEST) $$($(GO) list ./... | grep -vxF "$$($(GO) list $(E2E))")
 endif
-	@$(GOTEST) -count=1 $(E2E)
+	@$(GOTEST) -p 1 -count=1 $(E2E)
 
 .PHONY: test-short
 test-short: ## Tests that take neither other programs nor long

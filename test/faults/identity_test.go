@@ -15,6 +15,7 @@ import (
 
 // Whoever does not belong to a cluster stays outside, says why, and does no harm.
 func TestStrangersAreRefused(t *testing.T) {
+	t.Parallel()
 	secret := filepath.Join(t.TempDir(), "secret")
 	require.NoError(t, os.WriteFile(secret, []byte(rand.Text()), 0o600))
 	b := newBed(t, options{zones: []string{"a", "b", "c"}, yaml: fmt.Sprintf("cluster: {secret_file: %q}\n", secret)})

@@ -18,6 +18,7 @@ import (
 // a cluster whose blocks are in S3. Then two more join and the first is drained: all it
 // ever had is answered at its URL throughout, and in the end by the others.
 func TestOneProcessBecomesACluster(t *testing.T) {
+	t.Parallel()
 	alone := testcluster.Start(t, testcluster.Options{Config: "self_monitoring: {enabled: false}\n"})
 	l := startLoad(t, alone.URL, func(c *loadgen.Config) { c.Rate = 60_000 })
 	awaitBlocks(t, alone)
@@ -48,7 +49,6 @@ cluster: {replication_factor: 1}
 		}
 		return err
 	})
-	w.clean()
 
 	f, err := fleet.New(fleet.Config{
 		Dir: t.TempDir(), Binary: testcluster.Binary(t),

@@ -36,6 +36,7 @@ type sent struct {
 // Two ingesters of rank 0 die. Tenants whose shard is of rank 1 notice nothing; the
 // others are answered 503, with who is dead, and yet what has a living quorum is stored.
 func TestTwoDeadIngestersOfOneSetHurtOnlyWhatTheyHold(t *testing.T) {
+	t.Parallel()
 	b := newBed(t, options{zones: []string{"a", "b", "c", "a", "b", "c"}, yaml: `
 multitenancy: {enabled: true}
 limits: {shard_size: 3}
@@ -143,9 +144,10 @@ func (b *bed) stored(t testing.TB, of string, at time.Time) int {
 	t.Helper()
 	client, err := api.NewClient(api.Config{Address: b.url, RoundTripper: asTenant(of)})
 	require.NoError(t, err)
-	value, warnings, _, err := v1.NewAPI(client).Query(t.Context(), "some_total[1s]", at)
+	// With two ingesters dead there are warnings: the querier cannot know that no shard
+	// of the tenant was theirs before.
+	value, _, _, err := v1.NewAPI(client).Query(t.Context(), "some_total[1s]", at)
 	require.NoError(t, err)
-	require.Empty(t, warnings)
 	n := 0
 	for _, series := range value.(model.Matrix) {
 		for _, sample := range series.Values {
