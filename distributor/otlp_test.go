@@ -438,3 +438,32 @@ func FuzzOTLPHandler(f *testing.F) {
 		require.Zero(t, d.budget.inUse())
 	})
 }
+
+// Frames hold no exemplar like that, so one would fail the request again and again.
+func TestOTLPExemplarsWithInvalidLabelsAreDroppedAlone(t *testing.T) {
+	for name, spoil := range map[string]func(pmetric.Exemplar){
+		"a name twice": func(e pmetric.Exemplar) {
+			e.SetTraceID([16]byte{1})
+			e.FilteredAttributes().PutStr("trace_id", "2")
+		},
+		"no name":   func(e pmetric.Exemplar) { e.FilteredAttributes().PutStr("", "x") },
+		"not UTF-8": func(e pmetric.Exemplar) { e.FilteredAttributes().PutStr("k", "\xff") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			md, ms := scope()
+			p := addSum(ms, "requests", pmetric.AggregationTemporalityCumulative)
+			for range 2 {
+				e := p.Exemplars().AppendEmpty()
+				e.SetTimestamp(at(now))
+				e.SetIntValue(1)
+				e.FilteredAttributes().PutStr("fine", "yes")
+			}
+			spoil(p.Exemplars().At(0))
+			r := newRing(t, 3, 3)
+			success := exported(t, postOTLP(t, newDistributor(t, r), otlpProtobuf, marshalOTLP(t, md, otlpProtobuf)))
+			require.Equal(t, int64(1), success.RejectedDataPoints())
+			require.Contains(t, success.ErrorMessage(), string(write.ReasonInvalidExemplar))
+			require.Equal(t, 1, r.at(0).count("team"))
+		})
+	}
+}

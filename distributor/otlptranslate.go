@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/prometheus/prometheus/config"
+	"github.com/prometheus/prometheus/model/exemplar"
 	"github.com/prometheus/prometheus/model/histogram"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/storage"
@@ -58,7 +60,7 @@ func (t translator) translate(ctx context.Context, md pmetric.Metrics, ws *works
 	dropUnsupported(md, &refused)
 
 	ws.batch.Reset()
-	app := &batchAppender{batch: &ws.batch, hasher: ws.hasher, reservation: res, families: map[string]struct{}{}}
+	app := &batchAppender{batch: &ws.batch, refused: &refused, hasher: ws.hasher, reservation: res, families: map[string]struct{}{}}
 	converter := t.converters.Get().(*prometheusremotewrite.PrometheusConverter)
 	converter.Reset(app)
 	_, err := converter.FromMetrics(ctx, md, t.settings)
@@ -166,6 +168,7 @@ func dropTimeless(m pmetric.Metric) int {
 // the translator is its own: labels and histograms are made for each call.
 type batchAppender struct {
 	batch       *write.Batch
+	refused     *write.Result
 	hasher      *write.Hasher
 	reservation *reservation
 	families    map[string]struct{} // whose metadata is in the batch
@@ -193,12 +196,21 @@ func (a *batchAppender) Append(_ storage.SeriesRef, ls labels.Labels, st, t int6
 	if a.reserve(int64(ls.ByteSize()) + sizeOf(1, len(samples), len(histograms), len(opts.Exemplars), 0)); a.err != nil {
 		return 0, errAppendNothing
 	}
-	a.batch.Add(a.hasher, ls, samples, histograms, opts.Exemplars)
+	a.batch.Add(a.hasher, ls, samples, histograms, slices.DeleteFunc(opts.Exemplars, a.rejectExemplar))
 	if _, known := a.families[opts.MetricFamilyName]; !known && opts.MetricFamilyName != "" && !opts.Metadata.IsEmpty() {
 		a.families[opts.MetricFamilyName] = struct{}{}
 		a.batch.Metadata = append(a.batch.Metadata, write.Metadata{Metric: opts.MetricFamilyName, Metadata: opts.Metadata})
 	}
 	return storage.SeriesRef(len(a.batch.Series)), nil
+}
+
+// rejectExemplar rejects e, and returns true, if its labels are not valid.
+func (a *batchAppender) rejectExemplar(e exemplar.Exemplar) bool {
+	err := write.ValidateExemplarLabels(e.Labels)
+	if err != nil {
+		a.refused.Reject(&write.SeriesError{Reason: write.ReasonInvalidExemplar, Detail: err.Error()}, 1)
+	}
+	return err != nil
 }
 
 // reserve reserves memory in steps, so that the budget is not locked for each sample.

@@ -2,7 +2,6 @@ package remotewrite
 
 import (
 	"fmt"
-	"unicode/utf8"
 
 	"github.com/prometheus/prometheus/model/exemplar"
 	"github.com/prometheus/prometheus/model/labels"
@@ -226,28 +225,13 @@ func (d *Decoder) addExemplar(value float64, ts int64, fault error) error {
 	if fault == nil {
 		d.builder.Sort()
 		ls := d.builder.Labels()
-		if fault = validExemplarLabels(ls); fault == nil {
+		if fault = write.ValidateExemplarLabels(ls); fault == nil {
 			d.batch.Exemplars = append(d.batch.Exemplars, exemplar.Exemplar{Labels: ls, Value: value, Ts: ts, HasTs: ts != 0})
 			return nil
 		}
 	}
 	d.reject(write.ReasonInvalidExemplar, 1, func() (string, string) { return fault.Error(), "" })
 	return nil
-}
-
-func validExemplarLabels(ls labels.Labels) error {
-	if name, twice := ls.HasDuplicateLabelNames(); twice {
-		return fmt.Errorf("the label name %.100q of an exemplar stands twice", name)
-	}
-	return ls.Validate(func(l labels.Label) error {
-		switch {
-		case l.Name == "":
-			return errEmptyExemplarName
-		case !utf8.ValidString(l.Name) || !utf8.ValidString(l.Value):
-			return fmt.Errorf("the label %.100q of an exemplar is not UTF-8", l.Name)
-		}
-		return nil
-	})
 }
 
 func (d *Decoder) addSample(s write.Sample) error {

@@ -67,20 +67,19 @@ const (
 
 // Faults of a message as a whole. A *DecodeError says where they are.
 var (
-	errTruncated         = errors.New("the message ends within the field")
-	errVarint            = errors.New("a varint has more than ten bytes")
-	errLength            = errors.New("the length exceeds what is left of the message")
-	errFieldNum          = errors.New("the field number is not valid")
-	errWireType          = errors.New("the wire type does not fit the field")
-	errGroup             = errors.New("groups are not supported")
-	errTooMany           = errors.New("the request has too many elements; send smaller requests")
-	errTooLarge          = errors.New("the request exceeds 2 GiB")
-	errExpanded          = errors.New("the labels of the request expand to more than 128 MiB; send smaller requests")
-	errNoEmpty           = errors.New("the first symbol must be the empty string")
-	errEmptyExemplarName = errors.New("a label name of an exemplar is empty")
-	errExemplarTooLong   = errors.New("the labels of an exemplar have more than 4096 bytes")
-	errOddRefs           = errors.New("the number of label references is odd")
-	errNotVersion        = errors.New("the field belongs to another version of the protocol; check the proto parameter of the Content-Type")
+	errTruncated       = errors.New("the message ends within the field")
+	errVarint          = errors.New("a varint has more than ten bytes")
+	errLength          = errors.New("the length exceeds what is left of the message")
+	errFieldNum        = errors.New("the field number is not valid")
+	errWireType        = errors.New("the wire type does not fit the field")
+	errGroup           = errors.New("groups are not supported")
+	errTooMany         = errors.New("the request has too many elements; send smaller requests")
+	errTooLarge        = errors.New("the request exceeds 2 GiB")
+	errExpanded        = errors.New("the labels of the request expand to more than 128 MiB; send smaller requests")
+	errNoEmpty         = errors.New("the first symbol must be the empty string")
+	errExemplarTooLong = errors.New("the labels of an exemplar have more than 4096 bytes")
+	errOddRefs         = errors.New("the number of label references is odd")
+	errNotVersion      = errors.New("the field belongs to another version of the protocol; check the proto parameter of the Content-Type")
 )
 
 // DecodeError says that a request is no message of its protocol, and where.

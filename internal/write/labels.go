@@ -1,6 +1,7 @@
 package write
 
 import (
+	"errors"
 	"fmt"
 	"unicode/utf8"
 
@@ -9,6 +10,8 @@ import (
 
 	"github.com/hundredfold/hundredfold/internal/tenant"
 )
+
+var errExemplarName = errors.New("a label name of an exemplar is empty")
 
 // ValidateLabels checks that ls, sorted by name, can be stored under limits. Its
 // error is a *SeriesError that names the fault, the limit and its value.
@@ -40,6 +43,22 @@ func ValidateLabels(ls labels.Labels, limits tenant.Limits) error {
 			return invalid(ReasonLabelTooLong, "the value of label %q has %d bytes and exceeds the limit max_label_value_bytes of %d", Clip(l.Name), len(l.Value), limits.MaxLabelValueBytes)
 		}
 		previous, first = l.Name, false
+		return nil
+	})
+}
+
+// ValidateExemplarLabels checks that ls, sorted by name, can be the labels of an exemplar.
+func ValidateExemplarLabels(ls labels.Labels) error {
+	if name, twice := ls.HasDuplicateLabelNames(); twice {
+		return fmt.Errorf("the label name %q of an exemplar stands twice", Clip(name))
+	}
+	return ls.Validate(func(l labels.Label) error {
+		switch {
+		case l.Name == "":
+			return errExemplarName
+		case !utf8.ValidString(l.Name) || !utf8.ValidString(l.Value):
+			return fmt.Errorf("the label %q of an exemplar is not UTF-8", Clip(l.Name))
+		}
 		return nil
 	})
 }
