@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/test/bufconn"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/hundredfold/hundredfold/internal/cluster"
 	"github.com/hundredfold/hundredfold/internal/frame"
@@ -43,6 +44,7 @@ type replica struct {
 	labelled int // series that came with labels
 	unknown  int // series that it did not know
 	requests int
+	largest  int             // request, in bytes
 	defined  map[uint64]bool // placements, since the start of the stream
 	faults   []string        // what it found wrong with requests
 
@@ -139,6 +141,7 @@ func (r *replica) answer(req *ingestv1.PushRequest) *ingestv1.PushResponse {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.requests++
+	r.largest = max(r.largest, proto.Size(req))
 	r.inspect(req)
 	if r.fail != nil {
 		return wire.ResultToProto(req.GetId(), write.Result{}, r.fail)

@@ -523,3 +523,28 @@ func TestAReplicatorThatDoesNotRunTakesNothing(t *testing.T) {
 	require.ErrorContains(t, err, "queue bytes")
 	require.ErrorContains(t, err, "cache bytes")
 }
+
+func TestSeriesAreTaughtInMessagesOfBoundedSize(t *testing.T) {
+	const series = 400
+	r := newRing(t, 1, 1)
+	push := func(at int64) {
+		b, h := &write.Batch{}, write.NewHasher()
+		for i := range series {
+			ls := labels.NewBuilder(seriesName(i)) // with 50 kB of labels
+			for k := range 25 {
+				ls.Set(fmt.Sprint("long_", k), strings.Repeat("x", 2000))
+			}
+			b.Add(h, ls.Labels(), []write.Sample{{T: at, V: 1}}, nil, nil)
+		}
+		result, err := r.Push(t.Context(), "team", b)
+		require.NoError(t, err)
+		require.Equal(t, series, result.Written.Samples)
+	}
+	push(now)
+	r.eventually(func() bool { return r.acknowledgedSeries() == series })
+	rep := r.at(0)
+	rep.set(func() { clear(rep.known) })
+	push(now + 1)
+	require.Equal(t, series, rep.unknown)
+	require.LessOrEqual(t, rep.largest, deliveryBytes)
+}

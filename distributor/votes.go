@@ -271,25 +271,34 @@ func (c *call) check(d *delivery, result write.Result, b *write.Batch) error {
 
 // teachLocked sends series that an ingester does not know once more, with their labels.
 func (c *call) teachLocked(from *delivery, unknown []uint32, b *write.Batch) {
-	again := &part{}
-	d := &delivery{call: c, node: from.node, link: from.link, again: again}
+	limits := c.r.limits(c.tenant)
+	var again *part
 	for _, k := range unknown {
 		i := c.place.series[k]
-		c.mu.votes.series[i].waiting++
-		again.series = append(again.series, i)
-	}
-	limits := c.r.limits(c.tenant)
-	for _, i := range again.series {
 		ls, id, err := b.Resolve(int(i), limits, &c.scratch, c.hasher)
 		if err != nil {
 			// It was valid a moment ago: a limit was lowered since.
-			c.missLocked(d, err)
+			c.mu.votes.series[i].missed++
 			from.why = err
-			return
+			continue
 		}
-		again.frame.Add(b, int(i), id, ls)
+		if again == nil {
+			again = &part{}
+		}
+		c.mu.votes.series[i].waiting++
+		again.series = append(again.series, i)
+		if again.frame.Add(b, int(i), id, ls); again.frame.Len() >= partBytes {
+			c.resendLocked(from, again)
+			again = nil
+		}
 	}
-	d.bytes = int64(again.frame.Len())
+	if again != nil {
+		c.resendLocked(from, again)
+	}
+}
+
+func (c *call) resendLocked(from *delivery, again *part) {
+	d := &delivery{call: c, node: from.node, link: from.link, again: again, bytes: int64(again.frame.Len())}
 	d.link.metrics.resent.Add(float64(len(again.series)))
 	c.mu.resends = append(c.mu.resends, d)
 	c.sendLocked(d)
