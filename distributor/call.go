@@ -2,6 +2,7 @@ package distributor
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -105,6 +106,8 @@ type call struct {
 	openOf     []int32          // by replica set: the group that is being filled, or nowhere
 	deliveryOf []int32          // by node: the delivery that is being filled, or nowhere
 	fresh      []uint32         // series that were sent with labels
+	charged    int64            // bytes of their labels in Replicator.labelled
+	uncharged  int64            // and not yet there
 	counts     write.Counts     // of the batch
 	alone      bool             // there is nothing but metadata
 	local      write.Result     // what was rejected here
@@ -186,11 +189,34 @@ func (c *call) fill(b *write.Batch, salt xxh3.Uint128, tenantHash uint64, limits
 		g.frame.Add(b, i, seen.id, ls)
 		if !ls.IsEmpty() {
 			c.fresh = append(c.fresh, uint32(i))
+			if err := c.charge(int64(ls.ByteSize())); err != nil {
+				return err
+			}
 		}
 	}
 	c.r.metrics.labelled.Add(float64(len(c.fresh)))
 	c.fillMetadata(b, tenantHash)
 	return nil
+}
+
+// charge accounts for n bytes of labels until discharge, or says that they are too many.
+// What is kept after Push, until the last ingester has answered, is bounded by the queues.
+func (c *call) charge(n int64) error {
+	if c.uncharged += n; c.uncharged < chargeStep {
+		return nil
+	}
+	c.charged += c.uncharged
+	total := c.r.labelled.Add(c.uncharged)
+	c.uncharged = 0
+	if total > c.r.labelMost {
+		return wire.Unavailable(fmt.Errorf("the labels of requests being received take %d bytes, and %d are allowed at a time; try again later, or send fewer new series at once", total, c.r.labelMost), defaultDelay)
+	}
+	return nil
+}
+
+func (c *call) discharge() {
+	c.r.labelled.Add(-c.charged)
+	c.charged, c.uncharged = 0, 0
 }
 
 // sight sets c.seen[i] to what series i is, and remembers it. It returns the labels, if

@@ -59,6 +59,11 @@ const (
 	teachingTime = 250 * time.Millisecond
 	// drainTime is how long requests may take to finish at the end.
 	drainTime = 5 * time.Second
+	// labelBytes bounds the labels in the frames of requests that are being received.
+	// Symbols of remote write 2.0 may expand a thousandfold, to 128 MiB per request.
+	// chargeStep is how much a request takes unasked.
+	labelBytes = 512 << 20
+	chargeStep = 256 << 10
 	// checkInterval is how often ingesters that do not answer are looked for.
 	checkInterval = time.Second
 )
@@ -83,6 +88,8 @@ type Replicator struct {
 	patience  time.Duration
 	teaching  time.Duration
 	interval  time.Duration
+	labelMost int64        // labelBytes
+	labelled  atomic.Int64 // bytes of labels in frames of requests being received
 	sightings *sightings
 	calls     sync.Pool // of *call
 	routes    atomic.Pointer[routes]
@@ -103,7 +110,7 @@ func NewReplicator(cfg ReplicatorConfig, src cluster.Source, conns Conns, limits
 	}
 	r := &Replicator{
 		cfg: cfg, source: src, conns: conns, limits: limits, logger: logger,
-		patience: patience, teaching: teachingTime, interval: checkInterval,
+		patience: patience, teaching: teachingTime, interval: checkInterval, labelMost: labelBytes,
 		sightings: newSightings(cfg.CacheBytes),
 		links:     map[string]*link{},
 	}
@@ -162,6 +169,7 @@ func (r *Replicator) Push(ctx context.Context, id tenant.ID, b *write.Batch) (wr
 	}
 	c := r.calls.Get().(*call)
 	defer c.release()
+	defer c.discharge()
 	c.begin(rt, layout, id, limits.ShardSize, b)
 	if err := c.fill(b, sightingSalt(tenantHash, limits), tenantHash, limits); err != nil {
 		c.reset()

@@ -524,19 +524,44 @@ func TestAReplicatorThatDoesNotRunTakesNothing(t *testing.T) {
 	require.ErrorContains(t, err, "cache bytes")
 }
 
+func TestLabelsOfRequestsBeingReceivedAreBounded(t *testing.T) {
+	r := newRing(t, 1, 1, func(r *Replicator) { r.labelMost = 2 * chargeStep })
+	rep := r.at(0)
+	rep.set(func() { rep.hold = make(chan struct{}) })
+	first := make(chan error, 1)
+	go func() {
+		_, err := r.Push(t.Context(), "team", batchOfLong(10, now))
+		first <- err
+	}()
+	<-rep.arrived
+	_, err := r.Push(t.Context(), "other", batchOfLong(10, now))
+	require.Equal(t, http.StatusServiceUnavailable, wire.HTTPStatus(err), "%v", err)
+	require.ErrorContains(t, err, "524288 are allowed")
+	rep.set(func() { rep.release() })
+	require.NoError(t, <-first)
+	require.Zero(t, r.labelled.Load())
+	_, err = r.Push(t.Context(), "other", batchOfLong(10, now))
+	require.NoError(t, err)
+}
+
+// batchOfLong returns a batch of series with 50 kB of labels each.
+func batchOfLong(n int, t int64) *write.Batch {
+	b, h := &write.Batch{}, write.NewHasher()
+	for i := range n {
+		ls := labels.NewBuilder(seriesName(i))
+		for k := range 25 {
+			ls.Set(fmt.Sprint("long_", k), strings.Repeat("x", 2000))
+		}
+		b.Add(h, ls.Labels(), []write.Sample{{T: t, V: 1}}, nil, nil)
+	}
+	return b
+}
+
 func TestSeriesAreTaughtInMessagesOfBoundedSize(t *testing.T) {
 	const series = 400
 	r := newRing(t, 1, 1)
 	push := func(at int64) {
-		b, h := &write.Batch{}, write.NewHasher()
-		for i := range series {
-			ls := labels.NewBuilder(seriesName(i)) // with 50 kB of labels
-			for k := range 25 {
-				ls.Set(fmt.Sprint("long_", k), strings.Repeat("x", 2000))
-			}
-			b.Add(h, ls.Labels(), []write.Sample{{T: at, V: 1}}, nil, nil)
-		}
-		result, err := r.Push(t.Context(), "team", b)
+		result, err := r.Push(t.Context(), "team", batchOfLong(series, at))
 		require.NoError(t, err)
 		require.Equal(t, series, result.Written.Samples)
 	}
