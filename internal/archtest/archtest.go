@@ -30,6 +30,8 @@ type File struct {
 	Lines     int
 	Imports   []string
 	Functions []Function
+	// GRPC are what it uses of google.golang.org/grpc itself, as NewClient.
+	GRPC []string
 }
 
 // Function is a function or method declaration.
@@ -113,6 +115,9 @@ func Parse(name string, source []byte) (File, error) {
 			return File{}, fmt.Errorf("parse an import of %s: %w", name, err)
 		}
 		file.Imports = append(file.Imports, imported)
+		if imported == grpcLibrary {
+			file.GRPC = selected(parsed, localName(spec, "grpc"))
+		}
 	}
 	for _, decl := range parsed.Decls {
 		fn, ok := decl.(*ast.FuncDecl)
@@ -123,4 +128,26 @@ func Parse(name string, source []byte) (File, error) {
 		file.Functions = append(file.Functions, Function{Name: fn.Name.Name, Line: first, Lines: last - first + 1})
 	}
 	return file, nil
+}
+
+// localName is what the file calls the package that spec imports; its own name is base.
+func localName(spec *ast.ImportSpec, base string) string {
+	if spec.Name != nil {
+		return spec.Name.Name
+	}
+	return base
+}
+
+// selected returns the names that the file uses of the package it calls pkg.
+func selected(parsed *ast.File, pkg string) []string {
+	var names []string
+	ast.Inspect(parsed, func(n ast.Node) bool {
+		if s, ok := n.(*ast.SelectorExpr); ok {
+			if x, ok := s.X.(*ast.Ident); ok && x.Name == pkg {
+				names = append(names, s.Sel.Name)
+			}
+		}
+		return true
+	})
+	return names
 }

@@ -47,6 +47,10 @@ func TestImports(t *testing.T) {
 		{"blockstore uses objstore", "internal/blockstore/b.go", "github.com/thanos-io/objstore/providers/s3", ""},
 		{"a role uses objstore", "ingester/i.go", "github.com/thanos-io/objstore", "only internal/blockstore may"},
 		{"a test hands in a bucket", "ingester/i_test.go", "github.com/thanos-io/objstore", ""},
+		{"another package uses generated code", "internal/server/s.go", ours + "proto/query/v1", "know messages"},
+		{"cmd uses generated code", "cmd/hundredfold/m.go", ours + "proto/query/v1", "know messages"},
+		{"the converter uses generated code", "internal/wire/w.go", ours + "proto/query/v1", ""},
+		{"a test uses generated code", "internal/server/s_test.go", ours + "proto/query/v1", ""},
 		{"a role uses memberlist", "ingester/i.go", "github.com/hashicorp/memberlist", "only internal/cluster may"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -77,6 +81,8 @@ func TestPackagesAndSizes(t *testing.T) {
 		{"named for nothing", "internal/util/a.go", "// Package util is a heap.\npackage util\n", "the name says nothing"},
 		{"handwritten code in proto", "proto/a/v1/a.go", "// Package a is an example.\npackage a\n", "generated code only"},
 		{"a function too long", "internal/a/a.go", "// Package a is an example.\npackage a\n" + long, "function f has 101 lines"},
+		{"a role that connects", "querier/q.go", "// Package q is an example.\npackage q\n\nimport \"google.golang.org/grpc\"\n\nvar c, _ = grpc.NewClient(\"\")\n", "uses grpc.NewClient: only internal/rpc"},
+		{"a role that serves", "querier/q.go", "// Package q is an example.\npackage q\n\nimport g \"google.golang.org/grpc\"\n\nvar s = g.NewServer()\n", "uses grpc.NewServer: only internal/rpc"},
 		{"a file too long", "internal/a/a.go", "// Package a is an example.\npackage a\n" + strings.Repeat("\n", maxFileLines-1), "has 701 lines"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -10,6 +10,8 @@ import (
 const (
 	maxFileLines     = 700
 	maxFunctionLines = 100
+
+	grpcLibrary = "google.golang.org/grpc"
 )
 
 // Check returns every violation of the rules, one sentence each, in the order
@@ -23,6 +25,7 @@ func (t *Tree) Check() []string {
 			}
 		}
 		found = append(found, checkSize(file)...)
+		found = append(found, checkConnections(file)...)
 		if in(file.Dir, "proto") && !file.Generated {
 			found = append(found, file.Path+": proto/ holds generated code only")
 		}
@@ -69,12 +72,37 @@ func checkDirection(file File, target string) string {
 		return "roles never import roles"
 	case targetRole != "" && fromRole == "" && !in(file.Dir, "cmd"):
 		return "only cmd imports roles"
+	case in(target, "proto") && !speaks(file):
+		return "only roles, internal/wire and internal/cluster know messages"
 	case in(file.Dir, "internal/hashring"), in(file.Dir, "internal/tenant"):
 		if !in(target, file.Dir) {
 			return "this package stands below all others and imports none of them"
 		}
 	}
 	return ""
+}
+
+// speaks reports whether file may know the messages between processes. All others know
+// the domain's types, whatever travels.
+func speaks(file File) bool {
+	return role(file.Dir) != "" || file.Test || in(file.Dir, "proto") ||
+		in(file.Dir, "internal/wire") || in(file.Dir, "internal/cluster")
+}
+
+// checkConnections holds that processes meet in one way, with its encryption, bounds,
+// deadlines and metrics.
+func checkConnections(file File) []string {
+	if file.Test || in(file.Dir, "internal/rpc") {
+		return nil
+	}
+	var found []string
+	for _, name := range file.GRPC {
+		switch name {
+		case "NewServer", "NewClient", "Dial", "DialContext":
+			found = append(found, file.Path+" uses grpc."+name+": only internal/rpc listens and connects")
+		}
+	}
+	return found
 }
 
 // testOnly reports whether the package in the folder serves tests, by its name.
