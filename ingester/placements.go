@@ -41,6 +41,9 @@ type Member struct {
 	// Instance is the id of its data directory, and Generation that of its contents.
 	Instance   string
 	Generation uint64
+	// Current returns the placement of new samples as far as this node knows, never nil.
+	// Queriers are told of it. Nil: they are not.
+	Current func() *cluster.Placement
 }
 
 // alone returns the placement of everything on m, which is how samples were placed

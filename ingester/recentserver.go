@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
+	"sync"
 
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/storage"
@@ -12,6 +14,7 @@ import (
 	"github.com/prometheus/prometheus/util/annotations"
 	"google.golang.org/grpc"
 
+	"github.com/hundredfold/hundredfold/internal/cluster"
 	"github.com/hundredfold/hundredfold/internal/frame"
 	"github.com/hundredfold/hundredfold/internal/tenant"
 	"github.com/hundredfold/hundredfold/internal/wire"
@@ -29,6 +32,65 @@ type recentServer struct {
 	queryv1.UnimplementedRecentServiceServer
 
 	ing *Ingester
+
+	mu struct {
+		sync.Mutex
+		named []*cluster.Placement // as current ones, the newest first
+	}
+}
+
+// namedKept is how many placements that were named as current ones can be asked for:
+// queriers ask at once.
+const namedKept = 8
+
+// holding is Ingester.holding, and names the current placement besides: a querier that
+// has not heard of it yet asks its members, too, for samples that a distributor which
+// has may have placed under it already.
+func (s *recentServer) holding(about subject) wire.Holding {
+	h := s.ing.holding(about.db)
+	self := s.ing.self.Load()
+	if self == nil || self.Current == nil {
+		return h
+	}
+	p := self.Current()
+	if len(p.Members()) == 0 {
+		return h
+	}
+	s.name(p)
+	ref := Placed{Placement: p, Shard: s.ing.deps.Limits(about.tenant).ShardSize}.ref()
+	if !slices.Contains(h.Placements, ref) {
+		h.Placements = append(h.Placements, ref)
+	}
+	return h
+}
+
+func (s *recentServer) name(p *cluster.Placement) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.mu.named) > 0 && s.mu.named[0].Hash() == p.Hash() {
+		return
+	}
+	s.mu.named = append([]*cluster.Placement{p}, s.mu.named[:min(len(s.mu.named), namedKept-1)]...)
+}
+
+// definition returns the placement with the hash that this ingester has named, or nil.
+func (s *recentServer) definition(hash uint64) *cluster.Placement {
+	s.mu.Lock()
+	named := slices.Clone(s.mu.named)
+	s.mu.Unlock()
+	for _, p := range named {
+		if p.Hash() == hash {
+			return p
+		}
+	}
+	for _, t := range s.ing.all() {
+		if held := t.held.Load(); held != nil && held.placements != nil {
+			if p := held.placements.find(hash); p != nil {
+				return p
+			}
+		}
+	}
+	return nil
 }
 
 // subject is what a request is about.
@@ -75,7 +137,7 @@ func (s *recentServer) selectSeries(req *queryv1.SelectRequest, stream grpc.Serv
 		DisableTrimming: true,
 	}
 	if about.db == nil {
-		return out.holding(s.ing.holding(nil))
+		return out.holding(s.holding(about))
 	}
 	if req.GetLabelsOnly() {
 		hints.Func = "series" // Prometheus's way to say that no samples are wanted.
@@ -84,7 +146,7 @@ func (s *recentServer) selectSeries(req *queryv1.SelectRequest, stream grpc.Serv
 			return err
 		}
 		defer func() { err = errors.Join(err, q.Close()) }()
-		if err := out.holding(s.ing.holding(about.db)); err != nil {
+		if err := out.holding(s.holding(about)); err != nil {
 			return err
 		}
 		set := q.Select(stream.Context(), true, hints, about.matchers...)
@@ -95,7 +157,7 @@ func (s *recentServer) selectSeries(req *queryv1.SelectRequest, stream grpc.Serv
 		return err
 	}
 	defer func() { err = errors.Join(err, q.Close()) }()
-	if err := out.holding(s.ing.holding(about.db)); err != nil {
+	if err := out.holding(s.holding(about)); err != nil {
 		return err
 	}
 	set := q.Select(stream.Context(), true, hints, about.matchers...)
@@ -210,14 +272,14 @@ func (s *recentServer) labels(ctx context.Context, req *queryv1.LabelsRequest) (
 		return nil, wire.Invalid(errRange)
 	}
 	if about.db == nil {
-		return &queryv1.LabelsResponse{Holding: wire.HoldingToProto(s.ing.holding(nil))}, nil
+		return &queryv1.LabelsResponse{Holding: wire.HoldingToProto(s.holding(about))}, nil
 	}
 	q, err := about.db.querier(req.GetMinMs(), req.GetMaxMs())
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, q.Close()) }()
-	resp = &queryv1.LabelsResponse{Holding: wire.HoldingToProto(s.ing.holding(about.db))}
+	resp = &queryv1.LabelsResponse{Holding: wire.HoldingToProto(s.holding(about))}
 	hints := &storage.LabelHints{Limit: int(req.GetLimit())}
 	var warnings annotations.Annotations
 	if req.GetName() == "" {
@@ -261,7 +323,7 @@ func (s *recentServer) exemplars(ctx context.Context, req *queryv1.ExemplarsRequ
 		}
 		resp.Series = wire.ExemplarsToProto(found)
 	}
-	resp.Holding = wire.HoldingToProto(s.ing.holding(about.db))
+	resp.Holding = wire.HoldingToProto(s.holding(about))
 	return resp, nil
 }
 
@@ -275,7 +337,7 @@ func (s *recentServer) Metadata(_ context.Context, req *queryv1.MetadataRequest)
 	if about.db != nil {
 		resp.Metadata = wire.MetadataToProto(about.db.metadataOf(req.GetMetric()))
 	}
-	resp.Holding = wire.HoldingToProto(s.ing.holding(about.db))
+	resp.Holding = wire.HoldingToProto(s.holding(about))
 	return resp, nil
 }
 
@@ -291,24 +353,16 @@ func (s *recentServer) Stats(_ context.Context, req *queryv1.StatsRequest) (*que
 			resp = wire.StatsToProto(stats)
 		}
 	}
-	resp.Holding = wire.HoldingToProto(s.ing.holding(about.db))
+	resp.Holding = wire.HoldingToProto(s.holding(about))
 	return resp, nil
 }
 
 // Placements implements queryv1.RecentServiceServer. What is not known is left out.
 func (s *recentServer) Placements(_ context.Context, req *queryv1.PlacementsRequest) (*queryv1.PlacementsResponse, error) {
 	resp := &queryv1.PlacementsResponse{}
-	tenants := s.ing.all()
 	for _, hash := range req.GetHashes() {
-		for _, t := range tenants {
-			held := t.held.Load()
-			if held == nil || held.placements == nil {
-				continue
-			}
-			if p := held.placements.find(hash); p != nil {
-				resp.Definitions = append(resp.Definitions, p.Encode(nil))
-				break
-			}
+		if p := s.definition(hash); p != nil {
+			resp.Definitions = append(resp.Definitions, p.Encode(nil))
 		}
 	}
 	return resp, nil

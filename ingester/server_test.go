@@ -35,12 +35,14 @@ import (
 )
 
 // dial serves f's ingester and returns a connection to it, good until it restarts.
-func (f *fixture) dial() *grpc.ClientConn {
+func (f *fixture) dial() *grpc.ClientConn { return f.dialAs(i0) }
+
+func (f *fixture) dialAs(self Member) *grpc.ClientConn {
 	f.t.Helper()
 	listener := bufconn.Listen(1 << 20)
 	const most = 64 << 20
 	server := grpc.NewServer(grpc.MaxRecvMsgSize(most), grpc.MaxSendMsgSize(most))
-	f.Register(server, i0)
+	f.Register(server, self)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
 	conn, err := grpc.NewClient("passthrough:///bufconn",

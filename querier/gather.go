@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -32,9 +31,6 @@ const (
 	// maxViewAge is how old the view of the bucket may be when samples are needed that
 	// ingesters have dropped: they drop a block an hour after its upload or later.
 	maxViewAge = 30 * time.Minute
-	// viewPatience is how long a query waits for a listing of the bucket that must have
-	// begun after an ingester left.
-	viewPatience = 5 * time.Second
 )
 
 var errStalled = fmt.Errorf("it has been silent for %s", stalledAfter)
@@ -121,7 +117,7 @@ func (g *gatherer[T]) run(ctx context.Context) (coverage.Outcome, []coverage.Rep
 	g.askMore(ctx)
 	timer := time.NewTimer(stalledAfter)
 	defer timer.Stop()
-	waited := false
+	waited, heard := false, false
 	for {
 		outcome, missing := g.plan.Decide(g.counts)
 		pending, hopeful := g.pending()
@@ -130,6 +126,13 @@ func (g *gatherer[T]) run(ctx context.Context) (coverage.Outcome, []coverage.Rep
 			return outcome, nil, nil
 		case pending == 0 && !waited && g.awaitView(ctx, missing):
 			waited = true
+			continue
+		case pending == 0 && !heard && g.awaitRecords(ctx, missing):
+			heard = true
+			if err := g.replan(); err != nil {
+				return coverage.Incomplete, nil, err
+			}
+			g.askMore(ctx)
 			continue
 		case pending == 0:
 			return outcome, missing, nil
@@ -145,21 +148,6 @@ func (g *gatherer[T]) run(ctx context.Context) (coverage.Outcome, []coverage.Rep
 		case <-ctx.Done():
 			return coverage.Incomplete, nil, context.Cause(ctx)
 		}
-	}
-}
-
-// recall looks up what is known of the tenant. Whoever may know more, and is alive, is
-// asked and waited for.
-func (g *gatherer[T]) recall() {
-	g.view = g.c.src.View()
-	if p := g.view.Placement; p != nil {
-		g.c.memory.define(p)
-		g.under = wire.PlacementRef{Hash: p.Hash(), Shard: g.c.limits(g.id).ShardSize}
-	}
-	g.placements, g.unheard = g.c.memory.recall(g.id, g.under, g.view.Registry.Readable())
-	for instance := range g.unheard {
-		_, alive := g.view.Peer(instance)
-		g.all = g.all || alive
 	}
 }
 
@@ -444,26 +432,6 @@ func (g *gatherer[T]) hedge(ctx context.Context) {
 	g.hedges += len(g.attempts) - before
 }
 
-// awaitView waits for a listing of the bucket that tells what ingesters uploaded before
-// they left, if any of them is missing. It reports whether there is one.
-func (g *gatherer[T]) awaitView(ctx context.Context, missing []coverage.Replica) bool {
-	var since time.Time
-	for _, r := range missing {
-		rec, ok := g.view.Registry.Get(r.ID)
-		if ok && rec.Generation == r.Generation && rec.State == cluster.Left {
-			if left := g.c.memory.leftSince(rec); left.After(since) {
-				since = left
-			}
-		}
-	}
-	if since.IsZero() {
-		return false
-	}
-	ctx, cancel := context.WithTimeout(ctx, viewPatience)
-	defer cancel()
-	return g.c.views.listedSince(ctx, g.id, since)
-}
-
 // incomplete says who is missing, and why.
 func (g *gatherer[T]) incomplete(missing []coverage.Replica) error {
 	reasons := make([]string, len(missing))
@@ -543,58 +511,6 @@ func (g *gatherer[T]) result(outcome coverage.Outcome, missing []coverage.Replic
 		under: g.under, known: g.placements, named: named, full: g.heardAll(), unheard: g.stillUnheard(), cuts: blocks,
 	})
 	return out
-}
-
-// planned reports whether samples may have been placed on an instance, as far as is known.
-func (g *gatherer[T]) planned(instance string) bool {
-	return slices.ContainsFunc(g.plan.Replicas(), func(m coverage.Member) bool { return m.ID == instance })
-}
-
-// heardAll reports whether all members of the plan have answered that have a record.
-func (g *gatherer[T]) heardAll() bool {
-	for _, m := range g.plan.Replicas() {
-		rec, ok := g.view.Registry.Get(m.ID)
-		if a := g.attempts[m.ID]; ok && rec.State.Reads() && (a == nil || !a.done || a.reply.err != nil) {
-			return false
-		}
-	}
-	return true
-}
-
-// stillUnheard returns those of the unheard who have not answered, and have not left.
-func (g *gatherer[T]) stillUnheard() map[string]struct{} {
-	still := map[string]struct{}{}
-	for instance := range g.unheard {
-		rec, ok := g.view.Registry.Get(instance)
-		if a := g.attempts[instance]; ok && rec.State.Reads() && (a == nil || !a.done || a.reply.err != nil) {
-			still[instance] = struct{}{}
-		}
-	}
-	return still
-}
-
-// blindSpot returns the unheard if they are so many that they could be a quorum of a
-// set whose placement nobody else names: in as many zones, if sets are spread over them.
-func (g *gatherer[T]) blindSpot() []string {
-	still := slices.Sorted(maps.Keys(g.stillUnheard()))
-	if len(still) == 0 || g.view.Placement == nil {
-		return nil
-	}
-	all, unheard := map[string]struct{}{}, map[string]struct{}{}
-	for _, rec := range g.view.Registry.Readable() {
-		all[rec.Zone] = struct{}{}
-		if slices.Contains(still, rec.ID) {
-			unheard[rec.Zone] = struct{}{}
-		}
-	}
-	rf, places := g.view.Placement.RF(), len(still)
-	if len(all) >= rf {
-		places = len(unheard)
-	}
-	if places < cluster.Quorum(rf) {
-		return nil
-	}
-	return still
 }
 
 // covered says which blocks need not be read beside the answers.

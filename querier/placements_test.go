@@ -104,6 +104,38 @@ func TestOneZoneThatIsNotHeardLacksNothing(t *testing.T) {
 	require.Equal(t, 1, c.replicas[3].timesAsked()+c.replicas[6].timesAsked()-c.replicas[0].timesAsked(), "each is asked once")
 }
 
+// Distributors and ingesters have heard that all series of a tenant are on ingesters which
+// this querier has never heard of.
+func TestIngestersThatOthersHaveHeardOfAreWaitedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, id := moved(t, func(*clusterRig, tenant.ID) {})
+		mint := time.Now().Add(-time.Hour).UnixMilli()
+		c.write(t, id, "x", 5, mint, mint+hour)
+		after := c.View()
+		for _, r := range c.replicas[:3] {
+			c.note(r) // by their registry
+		}
+		before := &cluster.View{}
+		before.Registry, _, _ = before.Registry.Merge(after.Registry.Records()[:3]...)
+		before.Placement, before.Peers = before.Registry.Placement(3), after.Peers[:3]
+		c.mu.view = before
+
+		_, err := count(t, as(id), c.Queryable(), "x", mint, mint+hour)
+		require.ErrorContains(t, err, "it is not in the registry")
+		go func() {
+			<-time.After(gossipPatience / 2)
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.mu.view = after
+			close(c.mu.changed)
+			c.mu.changed = make(chan struct{})
+		}()
+		n, err := count(t, as(id), c.Queryable(), "x", mint, mint+hour)
+		require.NoError(t, err)
+		require.Equal(t, 300, n)
+	})
+}
+
 func TestAPlacementThatIsLetGoIsAskedForAgain(t *testing.T) {
 	m := newMemory()
 	p := cluster.NewPlacement(1, []cluster.Placed{{}})

@@ -233,7 +233,10 @@ func (m *membership) serve(ctx context.Context, ing *ingester.Ingester, q *queri
 }
 
 func (m *membership) self() ingester.Member {
-	return ingester.Member{Instance: m.p.data.ID, Generation: m.p.data.Generation}
+	return ingester.Member{
+		Instance: m.p.data.ID, Generation: m.p.data.Generation,
+		Current: func() *cluster.Placement { return m.node.View().Placement },
+	}
 }
 
 // owns reports whether this process compacts the tenant.

@@ -203,7 +203,10 @@ func (w *world) join(i int) *node {
 	}
 	n := &node{Ingester: w.openIngester(w.store), rec: rec}
 	listener, server := bufconn.Listen(1<<20), grpc.NewServer()
-	n.Register(server, ingester.Member{Instance: rec.ID, Generation: rec.Generation})
+	n.Register(server, ingester.Member{
+		Instance: rec.ID, Generation: rec.Generation,
+		Current: func() *registry.Placement { return w.net.View().Placement },
+	})
 	ended := make(chan struct{})
 	go func() { defer close(ended); _ = server.Serve(listener) }()
 	n.stop = sync.OnceFunc(func() { server.Stop(); <-ended })
