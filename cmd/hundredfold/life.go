@@ -64,10 +64,9 @@ func newLife(node *cluster.Node, ing *ingester.Ingester, announcer *ingester.Ann
 
 // begin makes the ingester active, or goes on with the drain that a stop interrupted.
 func (l *life) begin(ctx context.Context) error {
-	if l.node.Rejoined() {
-		l.logger.Warn("The cluster has forgotten this ingester while it was away; it uploads what it holds and joins anew")
+	if l.node.Rejoined() { // which the node has logged
 		if err := l.ing.Wipe(ctx); err != nil {
-			return fmt.Errorf("upload what a forgotten ingester holds: %w", err)
+			return fmt.Errorf("upload what an ingester holds that had left: %w", err)
 		}
 	}
 	if l.state() == cluster.Draining {
