@@ -57,18 +57,10 @@ func newLayout(ring *hashring.Ring, placement *cluster.Placement) *layout {
 		at[m.ID] = i
 	}
 	members := ring.Members()
-	leads := make([][]int, len(members))
-	for slot := range hashring.Slots {
-		if owners := ring.Owners(hashring.Slot(slot)); owners != nil && leads[owners[0]] == nil {
-			leads[owners[0]] = owners
-		}
-	}
 	l := &layout{ring: ring, setOf: make([]uint16, len(members))}
 	known := map[string]uint16{}
-	for leader, owners := range leads {
-		if owners == nil {
-			continue // It leads no slot.
-		}
+	for leader := range members {
+		owners := ring.Set(leader)
 		set := make([]int, 0, len(owners))
 		for _, owner := range owners {
 			set = append(set, at[members[owner].ID])
@@ -92,6 +84,7 @@ type layouts struct {
 	mu        struct {
 		sync.RWMutex
 		known map[layoutKey]*layout
+		bytes int // of the rings of known
 	}
 }
 
@@ -100,9 +93,9 @@ type layoutKey struct {
 	shard  int
 }
 
-// maxLayouts bounds the layouts of tenants with a shard of their own. Each holds a ring
-// of 130 kB.
-const maxLayouts = 256
+// maxLayoutBytes bounds the layouts of tenants with a shard of their own, and the rings
+// that they hold.
+const maxLayoutBytes = 32 << 20
 
 func newLayouts(p *cluster.Placement) *layouts {
 	l := &layouts{placement: p}
@@ -129,8 +122,9 @@ func (l *layouts) get(tenantHash uint64, shard int) (*layout, error) {
 	made := newLayout(ring, l.placement)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.mu.known) >= maxLayouts {
+	if l.mu.bytes += ring.Bytes(); l.mu.bytes > maxLayoutBytes {
 		clear(l.mu.known)
+		l.mu.bytes = ring.Bytes()
 	}
 	l.mu.known[key] = made
 	return made, nil

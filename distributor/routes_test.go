@@ -98,12 +98,18 @@ func TestMetadataIsPlacedByTheNameOfTheMetric(t *testing.T) {
 }
 
 func TestSharesOfTenantsAreBounded(t *testing.T) {
+	large := newLayouts(placementOf(3, 90))
+	for id := range uint64(300) {
+		_, err := large.get(id, 60)
+		require.NoError(t, err)
+	}
+	require.Less(t, len(large.mu.known), 300)
 	l := newLayouts(placementOf(3, 9))
-	for id := range uint64(maxLayouts + 10) {
+	for id := range uint64(10_000) {
 		_, err := l.get(id, 3)
 		require.NoError(t, err)
 	}
-	require.LessOrEqual(t, len(l.mu.known), maxLayouts)
+	require.Len(t, l.mu.known, 10_000, "ten thousand tenants with small shards are kept")
 	same, err := l.get(1, 9)
 	require.NoError(t, err)
 	all, err := l.get(2, 0)

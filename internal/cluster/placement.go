@@ -45,8 +45,9 @@ type Placement struct {
 	members []Placed // by ID
 	hash    uint64
 
-	mu    sync.Mutex
-	rings map[ringKey]*hashring.Ring
+	mu        sync.Mutex
+	rings     map[ringKey]*hashring.Ring
+	ringBytes int // of rings
 	// base is the ring of all members of an earlier placement, from which that of
 	// this one is computed; nil if there is none or it is computed.
 	base *hashring.Ring
@@ -96,9 +97,10 @@ func (p *Placement) Members() []Placed { return p.members }
 // Hash identifies the placement: equal for equal ones, on all nodes.
 func (p *Placement) Hash() uint64 { return p.hash }
 
-// maxRings bounds the rings of shuffle shards that a placement keeps: a ring takes
-// 130 kB. A tenant without a shard of its own shares the ring of all members.
-const maxRings = 256
+// maxRingBytes bounds the rings of shuffle shards that a placement keeps: tens of
+// thousands of small ones, or a few hundred of more than 16 members. A tenant without a
+// shard of its own shares the ring of all members.
+const maxRingBytes = 32 << 20
 
 // Ring returns the ring by which a tenant's series are placed. shard is the tenant's
 // shard size in members, 0 for all.
@@ -120,8 +122,9 @@ func (p *Placement) Ring(tenant uint64, shard int) (*hashring.Ring, error) {
 	if err != nil {
 		return nil, fmt.Errorf("place series: %w", err)
 	}
-	if len(p.rings) >= maxRings {
+	if p.ringBytes += ring.Bytes(); p.ringBytes > maxRingBytes {
 		clear(p.rings)
+		p.ringBytes = ring.Bytes()
 	}
 	p.rings[key] = ring
 	return ring, nil

@@ -64,7 +64,7 @@ type Ring struct {
 	rf      int
 	members []Member // in the circular order
 	seeds   []uint64 // of the members, for rendezvous
-	primary []uint16 // index into members, by slot; empty without members
+	primary []uint16 // index into members, by slot; nil in a small ring, which computes it
 	sets    [][]int  // the replica set that each member leads, by index
 }
 
@@ -76,7 +76,7 @@ func New(members []Member, rf int) (*Ring, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(r.members) > 0 {
+	if len(r.members) > smallRing {
 		r.primary = make([]uint16, Slots)
 		for slot := range r.primary {
 			r.primary[slot] = r.choose(Slot(slot))
@@ -85,6 +85,11 @@ func New(members []Member, rf int) (*Ring, error) {
 	return r, nil
 }
 
+// smallRing is how many members a ring has at most that keeps no table of primaries:
+// to compare a few scores takes no longer than to wait for memory, and thousands of
+// tenants with a shard of their own would take 130 kB each.
+const smallRing = 16
+
 // Next returns the placement of members as New does, but computes only what the
 // change from r to members touches: it is far cheaper when few of them differ.
 func (r *Ring) Next(members []Member) (*Ring, error) {
@@ -92,10 +97,10 @@ func (r *Ring) Next(members []Member) (*Ring, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(next.members) == 0 {
+	if len(next.members) <= smallRing {
 		return next, nil
 	}
-	if len(r.members) == 0 {
+	if r.primary == nil {
 		return New(members, r.rf)
 	}
 	// moved tells where each old member is now; added are the new ones.
@@ -232,14 +237,32 @@ func (r *Ring) Owners(slot Slot) []int {
 	if len(r.members) == 0 {
 		return nil
 	}
-	return r.sets[r.primary[slot]]
+	return r.sets[r.lead(slot)]
 }
+
+// lead returns the index of the primary owner of a slot. There are members.
+func (r *Ring) lead(slot Slot) int {
+	if r.primary == nil {
+		return int(r.choose(slot))
+	}
+	return int(r.primary[slot])
+}
+
+// Set returns the indexes into Members of the replica set that member i leads, i
+// first. The slice belongs to the Ring.
+func (r *Ring) Set(i int) []int { return r.sets[i] }
+
+// Bytes returns how much memory the ring takes, about, for caches.
+func (r *Ring) Bytes() int { return 2*len(r.primary) + 150*len(r.members) }
 
 // Load returns how many slots each member owns, as primary or follower.
 func (r *Ring) Load() []int {
 	load := make([]int, len(r.members))
-	for _, p := range r.primary {
-		for _, i := range r.sets[p] {
+	if len(r.members) == 0 {
+		return load
+	}
+	for slot := range Slots {
+		for _, i := range r.Owners(Slot(slot)) {
 			load[i]++
 		}
 	}
