@@ -97,6 +97,10 @@ func (p *Placement) Members() []Placed { return p.members }
 // Hash identifies the placement: equal for equal ones, on all nodes.
 func (p *Placement) Hash() uint64 { return p.hash }
 
+// smallShard is how many members a shard has at most whose ring keeps no table: to
+// compare so few scores takes hardly longer than to look one up.
+const smallShard = 16
+
 // maxRingBytes bounds the rings of shuffle shards that a placement keeps: tens of
 // thousands of small ones, or a few hundred of more than 16 members. A tenant without a
 // shard of its own shares the ring of all members.
@@ -136,7 +140,11 @@ func (p *Placement) computeLocked(members []hashring.Member, key ringKey) (*hash
 		p.base = nil
 		return base.Next(members)
 	}
-	return hashring.New(hashring.Shard(members, key.tenant, key.shard), p.rf)
+	shard := hashring.Shard(members, key.tenant, key.shard)
+	if key != (ringKey{}) && len(shard) <= smallShard {
+		return hashring.NewSmall(shard, p.rf)
+	}
+	return hashring.New(shard, p.rf)
 }
 
 // Encode appends p to dst:

@@ -64,7 +64,7 @@ type Ring struct {
 	rf      int
 	members []Member // in the circular order
 	seeds   []uint64 // of the members, for rendezvous
-	primary []uint16 // index into members, by slot; nil in a small ring, which computes it
+	primary []uint16 // index into members, by slot; nil in a ring of NewSmall
 	sets    [][]int  // the replica set that each member leads, by index
 }
 
@@ -76,7 +76,7 @@ func New(members []Member, rf int) (*Ring, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(r.members) > smallRing {
+	if len(r.members) > 0 {
 		r.primary = make([]uint16, Slots)
 		for slot := range r.primary {
 			r.primary[slot] = r.choose(Slot(slot))
@@ -85,10 +85,10 @@ func New(members []Member, rf int) (*Ring, error) {
 	return r, nil
 }
 
-// smallRing is how many members a ring has at most that keeps no table of primaries:
-// to compare a few scores takes no longer than to wait for memory, and thousands of
-// tenants with a shard of their own would take 130 kB each.
-const smallRing = 16
+// NewSmall returns the same placement as New, without a table of primaries: they are
+// computed when asked. It is for the shards of thousands of tenants, each of a few
+// members, since a table takes 130 kB and 0.3 ms per member to make.
+func NewSmall(members []Member, rf int) (*Ring, error) { return prepare(members, rf) }
 
 // Next returns the placement of members as New does, but computes only what the
 // change from r to members touches: it is far cheaper when few of them differ.
@@ -97,7 +97,7 @@ func (r *Ring) Next(members []Member) (*Ring, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(next.members) <= smallRing {
+	if len(next.members) == 0 {
 		return next, nil
 	}
 	if r.primary == nil {

@@ -298,3 +298,18 @@ func BenchmarkNextWithOneLess(b *testing.B) {
 		}
 	}
 }
+
+func TestASmallRingIsTheSameRing(t *testing.T) {
+	for n := range 12 {
+		members := fleet(n, "a", "b", "c")
+		whole, err := New(members, 3)
+		require.NoError(t, err)
+		small, err := NewSmall(members, 3)
+		require.NoError(t, err)
+		require.Less(t, small.Bytes(), 3000)
+		require.Equal(t, whole.Load(), small.Load())
+		for slot := range Slots {
+			require.Equal(t, whole.Owners(Slot(slot)), small.Owners(Slot(slot)))
+		}
+	}
+}
