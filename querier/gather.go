@@ -216,8 +216,15 @@ func (g *gatherer[T]) released(rec cluster.Record) bool {
 	return err == nil && !view.listed.Before(g.c.memory.leftSince(rec))
 }
 
-// standing says what is to be expected of a replica. Those who are not alive as far as
-// is known can be asked only if suspects.
+// answers reports whether an ingester is expected to answer: it is alive as far as is
+// known, and neither about to stop nor still reading its log.
+func (g *gatherer[T]) answers(rec cluster.Record) bool {
+	_, alive := g.view.Peer(rec.ID)
+	return alive && rec.State.Reads() && rec.State != cluster.Restarting
+}
+
+// standing says what is to be expected of a replica. Those who are not expected to
+// answer can be asked only if suspects.
 func (g *gatherer[T]) standing(suspects bool) func(coverage.Replica) coverage.Standing {
 	return func(r coverage.Replica) coverage.Standing {
 		if a := g.attempts[r.ID]; a != nil {
@@ -236,7 +243,7 @@ func (g *gatherer[T]) standing(suspects bool) func(coverage.Replica) coverage.St
 			}
 			return coverage.Absent
 		}
-		if _, alive := g.view.Peer(r.ID); alive || suspects {
+		if suspects || g.answers(rec) {
 			return coverage.Available
 		}
 		return coverage.Absent
@@ -262,8 +269,7 @@ func (g *gatherer[T]) counts(r coverage.Replica) bool {
 // failed are enough.
 func (g *gatherer[T]) askMore(ctx context.Context) {
 	for instance := range g.unheard {
-		rec, ok := g.view.Registry.Get(instance)
-		if _, alive := g.view.Peer(instance); alive && ok && rec.State.Reads() {
+		if rec, ok := g.view.Registry.Get(instance); ok && g.answers(rec) {
 			g.start(ctx, instance)
 		}
 	}

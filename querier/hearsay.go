@@ -30,8 +30,8 @@ func (g *gatherer[T]) recall() {
 	}
 	g.placements, g.unheard = g.c.memory.recall(g.id, g.under, g.view.Registry.Readable())
 	for instance := range g.unheard {
-		_, alive := g.view.Peer(instance)
-		g.all = g.all || alive
+		rec, ok := g.view.Registry.Get(instance)
+		g.all = g.all || ok && g.answers(rec)
 	}
 }
 

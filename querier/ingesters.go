@@ -204,6 +204,7 @@ func (r *clusterRecent[R]) begin(ctx context.Context, ask request) func() (R, co
 	)
 	if r.mu.closed {
 		err = errQuerierClosed
+		cancel()
 		close(done)
 	} else {
 		r.running.Go(func() {

@@ -192,3 +192,25 @@ func TestAnOldViewOfTheBucketDoesNotStandInForOldSamples(t *testing.T) {
 		require.Equal(t, 300, n)
 	})
 }
+
+// It is about to stop, or reads its log: it is not known to be dead, but does not answer.
+func TestAnIngesterThatRestartsIsAskedOnlyIfNeeded(t *testing.T) {
+	c := newClusterRig(t, 3, 3)
+	c.refresh()
+	c.write(t, alice, "x", 5, 0, hour)
+	c.transition(t, c.replicas[0], cluster.Restarting)
+	for range 5 {
+		n, err := c.samples("x")
+		require.NoError(t, err)
+		require.Equal(t, 300, n)
+	}
+	require.Zero(t, c.replicas[0].timesAsked())
+
+	c.replicas[1].answers(func(context.Context) error { return errBroken })
+	n, err := c.samples("x")
+	require.NoError(t, err)
+	require.Equal(t, 300, n)
+	c.replicas[1].answers(nil)
+	asked := c.replicas[0].timesAsked()
+	require.Positive(t, asked)
+}
