@@ -106,7 +106,7 @@ type call struct {
 	openOf     []int32          // by replica set: the group that is being filled, or nowhere
 	deliveryOf []int32          // by node: the delivery that is being filled, or nowhere
 	fresh      []uint32         // series that were sent with labels
-	charged    int64            // bytes of their labels in Replicator.labelled
+	charged    int64            // bytes of labels and metadata in Replicator.labelled
 	uncharged  int64            // and not yet there
 	counts     write.Counts     // of the batch
 	alone      bool             // there is nothing but metadata
@@ -195,11 +195,10 @@ func (c *call) fill(b *write.Batch, salt xxh3.Uint128, tenantHash uint64, limits
 		}
 	}
 	c.r.metrics.labelled.Add(float64(len(c.fresh)))
-	c.fillMetadata(b, tenantHash)
-	return nil
+	return c.fillMetadata(b, tenantHash)
 }
 
-// charge accounts for n bytes of labels until discharge, or says that they are too many.
+// charge accounts for n bytes of labels or metadata until discharge, or says that they are too many.
 // What is kept after Push, until the last ingester has answered, is bounded by the queues.
 func (c *call) charge(n int64) error {
 	if c.uncharged += n; c.uncharged < chargeStep {
@@ -209,7 +208,7 @@ func (c *call) charge(n int64) error {
 	total := c.r.labelled.Add(c.uncharged)
 	c.uncharged = 0
 	if total > c.r.labelMost {
-		return wire.Unavailable(fmt.Errorf("the labels of requests being received take %d bytes, and %d are allowed at a time; try again later, or send fewer new series at once", total, c.r.labelMost), defaultDelay)
+		return wire.Unavailable(fmt.Errorf("the labels and metadata of requests being received take %d bytes, and %d are allowed at a time; try again later, or send fewer series at once", total, c.r.labelMost), defaultDelay)
 	}
 	return nil
 }
@@ -241,19 +240,23 @@ func (c *call) sight(b *write.Batch, i int, tenantHash uint64, limits tenant.Lim
 }
 
 // fillMetadata gives each metric's metadata to its replica set.
-func (c *call) fillMetadata(b *write.Batch, tenantHash uint64) {
-	if len(b.Metadata) == 0 {
-		return
+func (c *call) fillMetadata(b *write.Batch, tenantHash uint64) error {
+	for _, m := range b.Metadata {
+		m, ok := m.Kept()
+		if !ok {
+			continue // Many may share one text of a megabyte.
+		}
+		set := 0
+		if len(c.layout.sets) > 1 {
+			set = c.layout.of(metadataSlot(tenantHash, m.Metric))
+		}
+		_, g := c.group(set)
+		g.frame.AddMetadata([]write.Metadata{m})
+		if err := c.charge(int64(len(m.Metric) + len(m.Unit) + len(m.Help))); err != nil {
+			return err
+		}
 	}
-	if len(c.layout.sets) == 1 {
-		_, g := c.group(0)
-		g.frame.AddMetadata(b.Metadata)
-		return
-	}
-	for k := range b.Metadata {
-		_, g := c.group(c.layout.of(metadataSlot(tenantHash, b.Metadata[k].Metric)))
-		g.frame.AddMetadata(b.Metadata[k : k+1])
-	}
+	return nil
 }
 
 // group returns the group that is being filled for a replica set.

@@ -59,9 +59,9 @@ const (
 	teachingTime = 250 * time.Millisecond
 	// drainTime is how long requests may take to finish at the end.
 	drainTime = 5 * time.Second
-	// labelBytes bounds the labels in the frames of requests that are being received.
-	// Symbols of remote write 2.0 may expand a thousandfold, to 128 MiB per request.
-	// chargeStep is how much a request takes unasked.
+	// labelBytes bounds labels and metadata in the frames of requests that are being
+	// received: symbols of remote write 2.0 may expand a thousandfold. chargeStep is
+	// how much a request takes unasked.
 	labelBytes = 512 << 20
 	chargeStep = 256 << 10
 	// checkInterval is how often ingesters that do not answer are looked for.
@@ -89,7 +89,7 @@ type Replicator struct {
 	teaching  time.Duration
 	interval  time.Duration
 	labelMost int64        // labelBytes
-	labelled  atomic.Int64 // bytes of labels in frames of requests being received
+	labelled  atomic.Int64 // bytes of labels and metadata in frames of requests being received
 	sightings *sightings
 	calls     sync.Pool // of *call
 	routes    atomic.Pointer[routes]

@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/prometheus/prometheus/model/exemplar"
 	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/model/metadata"
 	"github.com/stretchr/testify/require"
 
 	"github.com/hundredfold/hundredfold/internal/cluster"
@@ -542,6 +543,23 @@ func TestLabelsOfRequestsBeingReceivedAreBounded(t *testing.T) {
 	require.Zero(t, r.labelled.Load())
 	_, err = r.Push(t.Context(), "other", batchOfLong(10, now))
 	require.NoError(t, err)
+}
+
+func TestMetadataIsSentAsShortAsItIsKept(t *testing.T) {
+	r := newRing(t, 1, 1)
+	b := &write.Batch{Metadata: []write.Metadata{
+		{Metric: strings.Repeat("m", 2000)}, {Metric: "unit", Metadata: metadata.Metadata{Unit: strings.Repeat("u", 2000)}},
+	}}
+	help := strings.Repeat("ä", 1<<19) // a symbol that many refer to
+	for i := range 70 {
+		b.Metadata = append(b.Metadata, write.Metadata{Metric: fmt.Sprint("m", i), Metadata: metadata.Metadata{Help: help}})
+	}
+	_, err := r.Push(t.Context(), "team", b)
+	require.NoError(t, err)
+	rep := r.at(0)
+	require.Len(t, rep.metadata, 70)
+	require.Less(t, rep.largest, 70*1100)
+	require.Len(t, b.Metadata[2].Help, 1<<20, "the batch is the caller's")
 }
 
 // batchOfLong returns a batch of series with 50 kB of labels each.

@@ -22,12 +22,9 @@ const (
 	metadataVersion = 1
 
 	// maxMetadataMetrics bounds the metric families that a tenant's metadata is
-	// kept for, and maxMetadataPerMetric how many kinds of it (targets may differ);
-	// maxMetadataBytes bounds each
-	// of its texts.
+	// kept for, and maxMetadataPerMetric how many kinds of it (targets may differ).
 	maxMetadataMetrics   = 100_000
 	maxMetadataPerMetric = 10
-	maxMetadataBytes     = 1024
 )
 
 // metadataStore keeps what senders say about metric families. It is written to
@@ -80,19 +77,16 @@ func (m *metadataStore) add(ms []write.Metadata) {
 }
 
 func (m *metadataStore) addLocked(md write.Metadata) {
-	if md.Metric == "" || len(md.Metric) > maxMetadataBytes || len(md.Unit) > maxMetadataBytes {
+	md, ok := md.Kept()
+	if !ok {
 		return
-	}
-	help := md.Help
-	if len(help) > maxMetadataBytes {
-		help = strings.ToValidUTF8(help[:maxMetadataBytes], "")
 	}
 	known, ok := m.byKey[md.Metric]
 	if !ok && len(m.byKey) >= maxMetadataMetrics {
 		return
 	}
 	for i, k := range known {
-		if k.Type == md.Type && k.Unit == md.Unit && k.Help == help {
+		if k.Type == md.Type && k.Unit == md.Unit && k.Help == md.Help {
 			if i == len(known)-1 {
 				return
 			}
@@ -104,7 +98,7 @@ func (m *metadataStore) addLocked(md write.Metadata) {
 		known = known[1:]
 	}
 	next := append(slices.Clone(known), metadata.Metadata{
-		Type: model.MetricType(strings.Clone(string(md.Type))), Unit: strings.Clone(md.Unit), Help: strings.Clone(help),
+		Type: model.MetricType(strings.Clone(string(md.Type))), Unit: strings.Clone(md.Unit), Help: strings.Clone(md.Help),
 	})
 	m.byKey[strings.Clone(md.Metric)] = next
 	m.dirty = true

@@ -8,6 +8,7 @@ package write
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/prometheus/prometheus/model/exemplar"
 	"github.com/prometheus/prometheus/model/histogram"
@@ -75,6 +76,21 @@ type Histogram struct {
 type Metadata struct {
 	Metric string
 	metadata.Metadata
+}
+
+// maxMetadataBytes bounds each text of metadata that is kept.
+const maxMetadataBytes = 1024
+
+// Kept returns what is kept of m: its help up to 1 KiB. ok is false if nothing is, since
+// there is no metric, or its name or unit is longer than that.
+func (m Metadata) Kept() (kept Metadata, ok bool) {
+	if m.Metric == "" || len(m.Metric) > maxMetadataBytes || len(m.Unit) > maxMetadataBytes {
+		return Metadata{}, false
+	}
+	if len(m.Help) > maxMetadataBytes {
+		m.Help = strings.ToValidUTF8(m.Help[:maxMetadataBytes], "")
+	}
+	return m, true
 }
 
 // ErrNoLabels is what a LabelSource returns for a series that was sent by its identity
