@@ -109,6 +109,7 @@ type Deps struct {
 
 	Logger     *slog.Logger          // nil: silent
 	Registerer prometheus.Registerer // nil: no metrics
+	Now        func() time.Time      // nil: the clock of this machine
 }
 
 // Ingester holds the recent samples of all tenants. It is safe for concurrent use.
@@ -142,7 +143,10 @@ type Ingester struct {
 // replays their write-ahead logs. A tenant whose TSDB does not open refuses
 // reads and writes and is tried again by Run; the others are not affected.
 func Open(ctx context.Context, cfg Config, deps Deps) (*Ingester, error) {
-	return open(ctx, cfg, deps, time.Now)
+	if deps.Now == nil {
+		deps.Now = time.Now
+	}
+	return open(ctx, cfg, deps, deps.Now)
 }
 
 // self is a member with what follows from being it.

@@ -132,12 +132,14 @@ type world struct {
 	pushed  *queriertest.Storage
 	alone   *queriertest.Storage
 	start   int64
+	// skew is how far the clocks of the next ingesters to be opened are ahead.
+	skew []time.Duration
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t *testing.T, skew ...time.Duration) *world {
 	files, err := blockstore.OpenFilesystem(t.TempDir())
 	require.NoError(t, err)
-	w := &world{t: t, net: newNetwork(t), store: blockstore.New(files, nil)}
+	w := &world{t: t, net: newNetwork(t), store: blockstore.New(files, nil), skew: skew}
 	w.start = time.Now().Add(-2*time.Hour).UnixMilli() / 60_000 * 60_000
 	for i := range 3 {
 		w.join(i)
@@ -184,10 +186,15 @@ func (w *world) newQuerier(edge querier.Edge, store *blockstore.Store) *querier.
 func (w *world) openIngester(store *blockstore.Store) *ingester.Ingester {
 	cfg := ingester.DefaultConfig()
 	cfg.Dir = filepath.Join(w.t.TempDir(), "ingester")
+	ahead := time.Duration(0)
+	if len(w.skew) > 0 {
+		ahead, w.skew = w.skew[0], w.skew[1:]
+	}
 	ing, err := ingester.Open(w.t.Context(), cfg, ingester.Deps{
 		Store: store, Limits: limitsOf,
 		Visible:  func(id tenant.ID, block ulid.ULID) bool { return w.querier != nil && w.querier.Visible(id, block) },
 		Uploaded: func(tenant.ID, ulid.ULID) {},
+		Now:      func() time.Time { return time.Now().Add(ahead) },
 	})
 	require.NoError(w.t, err)
 	w.run(ing.Run)
@@ -371,5 +378,21 @@ func TestIngestersJoinAndDrainWithoutAGap(t *testing.T) {
 		w.requireSame()
 	}
 	w.write(50, 60)
+	w.requireSame()
+}
+
+// The sender's clock makes the timestamps; those of the ingesters, ten minutes apart
+// both ways, decide nothing about what is stored, moved and found.
+func TestClocksMayDifferByTenMinutes(t *testing.T) {
+	w := newWorld(t, -10*time.Minute, 0, 10*time.Minute)
+	w.write(0, 60)
+	w.requireSame()
+	w.write(60, 125) // up to five minutes ahead of here, fifteen of the first
+	w.requireSame()
+	for _, n := range w.nodes {
+		require.NoError(t, n.Flush(t.Context(), acme))
+		w.requireSame()
+	}
+	w.kill(w.nodes[1]) // the one whose clock is right
 	w.requireSame()
 }
