@@ -122,8 +122,8 @@ func (m *membership) join(ctx context.Context, s *starter, c *components) error 
 		ID:         m.p.data.ID,
 		Generation: m.p.data.Generation,
 		Roles:      m.p.roles,
-		GRPC:       reachable(m.grpc.Address(), cfg.Cluster.Gossip),
-		HTTP:       reachable(m.p.server.Address(), cfg.Cluster.Gossip),
+		GRPC:       reachable(m.grpc.Address(), cfg.Cluster),
+		HTTP:       reachable(m.p.server.Address(), cfg.Cluster),
 		Dir:        cfg.DataDir,
 		Secret:     m.secret,
 		Conns:      m.pool,
@@ -142,13 +142,18 @@ func (m *membership) join(ctx context.Context, s *starter, c *components) error 
 }
 
 // reachable returns where others reach what listens on address. If that is on all
-// addresses of the machine, they use the one of gossip.
-func reachable(address string, gossip cluster.GossipConfig) string {
+// addresses of the machine, they use the one of gossip, or without gossip, whose
+// listen address then means nothing, the one that is advertised.
+func reachable(address string, cfg cluster.Config) string {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil || !net.ParseIP(host).IsUnspecified() {
 		return address
 	}
-	for _, other := range []string{gossip.AdvertiseAddress, gossip.ListenAddress} {
+	known := []string{cfg.Gossip.AdvertiseAddress}
+	if len(cfg.Peers) == 0 {
+		known = append(known, cfg.Gossip.ListenAddress)
+	}
+	for _, other := range known {
 		if host, _, err := net.SplitHostPort(other); err == nil && host != "" && !net.ParseIP(host).IsUnspecified() {
 			return net.JoinHostPort(host, port)
 		}

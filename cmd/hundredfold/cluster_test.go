@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	sockaddr "github.com/hashicorp/go-sockaddr"
 	"github.com/stretchr/testify/require"
 
 	"github.com/hundredfold/hundredfold/internal/cluster"
@@ -207,6 +208,54 @@ func TestProcessThatIsToldToStopWhileItJoinsStops(t *testing.T) {
 	require.Equal(t, http.StatusServiceUnavailable, code)
 	require.Contains(t, body, "cluster: joining")
 	r.stop()
+}
+
+func TestProcessesThatListenOnAllAddressesMonitorThemselvesApart(t *testing.T) {
+	c := newTestedCluster(t, "mode: none, replication_factor: 1, gossip: {advertise_address: '127.0.0.1:1'}")
+	c.config = strings.Replace(c.config, "self_monitoring: {enabled: false}", "auth: {mode: none}\nhttp: {listen_address: '0.0.0.0:0'}", 1)
+	path := file(t, c.config)
+	opts, err := parseFlags([]string{
+		"--config.file=" + path, "--data.dir=" + t.TempDir(), "--grpc.listen-address=127.0.0.1:0", "--gossip.listen-address=127.0.0.1:0",
+	})
+	require.NoError(t, err)
+	r := runProcess(t, opts)
+	_, port, err := net.SplitHostPort(r.p.server.Address())
+	require.NoError(t, err)
+	r.url = "http://127.0.0.1:" + port
+	r.eventually(func() bool {
+		code, _ := r.do(http.MethodGet, "/ready", "", nil)
+		return code == http.StatusOK
+	})
+	r.eventually(func() bool {
+		return r.query("", "", `up{instance="127.0.0.1:`+port+`"}`, time.Now())["up"] == "1"
+	})
+}
+
+func TestOthersAreToldAnAddressThatTheyReach(t *testing.T) {
+	gossip := func(listen, advertise string) cluster.Config {
+		return cluster.Config{Gossip: cluster.GossipConfig{ListenAddress: listen, AdvertiseAddress: advertise}}
+	}
+	listed := gossip("127.0.0.1:7946", "")
+	listed.Peers = []string{"10.0.0.2:9095"}
+	private, err := sockaddr.GetPrivateIP()
+	require.NoError(t, err)
+	if private == "" {
+		private = "::" // the machine has no address but loopback; there is nothing better to tell
+	}
+	for name, c := range map[string]struct {
+		listens string
+		cfg     cluster.Config
+		want    string
+	}{
+		"an address of its own":             {"10.0.0.1:9095", gossip("10.0.0.9:7946", ""), "10.0.0.1:9095"},
+		"all addresses, as gossip's":        {"[::]:9095", gossip("10.0.0.9:7946", ""), "10.0.0.9:9095"},
+		"all addresses, as advertised":      {"[::]:9095", gossip("10.0.0.9:7946", "10.0.0.8:7946"), "10.0.0.8:9095"},
+		"all addresses, also for gossip":    {"[::]:9095", gossip("0.0.0.0:7946", ""), net.JoinHostPort(private, "9095")},
+		"all addresses, with listed peers":  {"[::]:9095", listed, net.JoinHostPort(private, "9095")},
+		"an address of the machine's alone": {"127.0.0.1:9095", listed, "127.0.0.1:9095"},
+	} {
+		require.Equal(t, c.want, reachable(c.listens, c.cfg), name)
+	}
 }
 
 func TestClusterThatCannotBeOneIsRefused(t *testing.T) {

@@ -271,6 +271,10 @@ func (p *process) addRoutes() error {
 
 func (p *process) newSelfMonitoring(push selfmonitor.Pusher) (*selfmonitor.Monitor, error) {
 	cfg := selfmonitor.Config{Tenant: tenant.Default, Instance: p.server.Address()}
+	if p.member != nil {
+		// All that listen on all addresses would be one instance.
+		cfg.Instance = reachable(cfg.Instance, p.cfg.Cluster)
+	}
 	if p.cfg.Multitenancy.Enabled {
 		cfg.Tenant = tenant.Self
 	}

@@ -37,7 +37,7 @@ func descriptions() map[string]string {
 		"cluster.secret_file":              "File with the secret that all members share, at least 16 bytes: gossip and gRPC are encrypted with it, and who does not know it is refused.",
 		"cluster.mode":                     "`required`: addresses that other machines can reach need a secret or certificates. `none`: whoever reaches them may read and write everything.",
 		"cluster.gossip.listen_address":    "`HOST:PORT` for gossip, TCP and UDP. The flag `--gossip.listen-address` overrides it.",
-		"cluster.gossip.advertise_address": "`HOST:PORT` under which others reach `listen_address`, if that is not it.",
+		"cluster.gossip.advertise_address": "`HOST:PORT` under which others reach `listen_address`, if that is not it. They reach gRPC and HTTP at the same host if those listen on all addresses.",
 		"cluster.gossip.join":              "`HOST:PORT` of members to join at the start; a few that live long are enough. The flag `--gossip.join` overrides it.",
 		"cluster.peers":                    "Instead of gossip: `HOST:PORT` of gRPC of all other processes, which are asked every second.",
 		"multitenancy.enabled":             "Whether the header `X-Scope-OrgID` selects the tenant; requests without it are then answered 401. Off, everything belongs to the tenant `default`.",
