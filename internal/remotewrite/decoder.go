@@ -15,8 +15,8 @@ import (
 // the write.LabelSource of the batch it filled last, so both belong together
 // until that batch is done with. One goroutine.
 type Decoder struct {
-	// Reserve, unless nil, is told how many bytes histograms are about to take, in
-	// steps. Its error ends Decode.
+	// Reserve, unless nil, is told how many bytes histograms and the labels of exemplars
+	// take, in steps. Its error ends Decode.
 	Reserve func(bytes int64) error
 
 	hasher *write.Hasher
@@ -33,13 +33,13 @@ type Decoder struct {
 
 	// unfit counts the histograms of the current series that were rejected.
 	unfit int
-	// unreserved is what histograms take that Reserve was not told yet, in bytes.
+	// unreserved is what they take that Reserve was not told yet, in bytes.
 	unreserved int64
 
 	// Of 2.0 only.
 	symbols   []symbol
 	canonical []byte
-	expanded  int                 // bytes of canonical labels so far
+	expanded  int                 // bytes of labels so far
 	described []bool              // by symbol: metadata of the metric of this name is taken
 	families  map[string]struct{} // metric families whose metadata is taken
 	histogram struct {            // for reuse; their slices are never reused
@@ -227,7 +227,11 @@ func (d *Decoder) addExemplar(value float64, ts int64, fault error) error {
 		ls := d.builder.Labels()
 		if fault = write.ValidateExemplarLabels(ls); fault == nil {
 			d.batch.Exemplars = append(d.batch.Exemplars, exemplar.Exemplar{Labels: ls, Value: value, Ts: ts, HasTs: ts != 0})
-			return nil
+			size := int(ls.ByteSize())
+			if d.expanded += size; d.version == V2 && d.expanded > maxExpandedBytes {
+				return errExpanded
+			}
+			return d.reserve(int64(size))
 		}
 	}
 	d.reject(write.ReasonInvalidExemplar, 1, func() (string, string) { return fault.Error(), "" })

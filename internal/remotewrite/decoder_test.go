@@ -428,6 +428,21 @@ func TestSymbolsDoNotBecomeABomb(t *testing.T) {
 	require.ErrorIs(t, err, errExpanded)
 }
 
+func TestSymbolsOfExemplarsAreCountedAndReserved(t *testing.T) {
+	data := message{}.str(4, "").str(4, "__name__").str(4, "up").str(4, "long").str(4, strings.Repeat("x", maxExemplarBytes-4))
+	series := message{}.bytes(1, []byte{1, 2})
+	for range maxExpandedBytes / maxExemplarBytes {
+		series = series.bytes(4, message{}.bytes(1, []byte{3, 4}))
+	}
+	var b write.Batch
+	d := NewDecoder()
+	var reserved int64
+	d.Reserve = func(n int64) error { reserved += n; return nil }
+	_, err := d.Decode(V2, data.bytes(5, series), &b)
+	require.ErrorIs(t, err, errExpanded)
+	require.Greater(t, reserved, int64(maxExpandedBytes)*9/10)
+}
+
 func TestElementsAreCounted(t *testing.T) {
 	for name, c := range map[string]struct {
 		version Version

@@ -74,11 +74,11 @@ const (
 	// growth is how many bytes a byte of an encoded histogram takes: a bucket has
 	// one byte or more there, and eight in memory.
 	growth = 8
-	// reserveStep spares calls of Reserve for small histograms.
+	// reserveStep spares calls of Reserve for little.
 	reserveStep = 64 << 10
 )
 
-// reserve reserves bytes for a histogram.
+// reserve reserves bytes for a histogram or the labels of an exemplar.
 func (d *Decoder) reserve(bytes int64) error {
 	if d.unreserved += bytes; d.Reserve == nil || d.unreserved < reserveStep {
 		return nil
