@@ -30,7 +30,7 @@ type Holding struct {
 	Instance   string
 	Generation uint64
 	// Placements are those under which samples of the tenant were written that may not
-	// be in the bucket yet.
+	// be in the bucket yet, and the one that is current as far as the ingester knows.
 	Placements []PlacementRef
 	// HeldFrom is in milliseconds: every sample of the tenant that was acknowledged by
 	// the ingester and is at or after it is held there.

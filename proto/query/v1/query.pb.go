@@ -146,7 +146,8 @@ type Holding struct {
 	Instance   string `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
 	Generation uint64 `protobuf:"fixed64,2,opt,name=generation,proto3" json:"generation,omitempty"`
 	// placements are those under which samples of the tenant were written that may
-	// not be in the bucket yet.
+	// not be in the bucket yet, and the one that is current as
+	// far as the ingester knows.
 	Placements []*PlacementRef `protobuf:"bytes,3,rep,name=placements,proto3" json:"placements,omitempty"`
 	// held_from_ms: every sample of the tenant that was acknowledged here and is at
 	// or after this time is held here.
