@@ -23,6 +23,8 @@ const (
 	// deliveryBytes how much goes into one message. A single series may exceed both.
 	partBytes     = 4 << 20
 	deliveryBytes = 16 << 20
+	// seriesMost bounds a series with its samples, so that ingesters take the message.
+	seriesMost = 32 << 20
 	// keptPerSeries is what a call keeps of a series besides its frame, in bytes.
 	keptPerSeries = 16 + sightingSize + 8
 	// nowhere is the group of a series that is not sent.
@@ -186,7 +188,10 @@ func (c *call) fill(b *write.Batch, salt xxh3.Uint128, tenantHash uint64, limits
 		at, g := c.group(c.layout.of(seen.slot))
 		c.groupOf[i] = at
 		g.series = append(g.series, uint32(i))
-		g.frame.Add(b, i, seen.id, ls)
+		before := g.frame.Len()
+		if g.frame.Add(b, i, seen.id, ls); g.frame.Len()-before > seriesMost {
+			return errSeriesTooLarge(b, i, g.frame.Len()-before, &c.scratch)
+		}
 		if !ls.IsEmpty() {
 			c.fresh = append(c.fresh, uint32(i))
 			if err := c.charge(int64(ls.ByteSize())); err != nil {
@@ -216,6 +221,17 @@ func (c *call) charge(n int64) error {
 func (c *call) discharge() {
 	c.r.labelled.Add(-c.charged)
 	c.charged, c.uncharged = 0, 0
+}
+
+// errSeriesTooLarge says that series i takes so many bytes in a frame.
+func errSeriesTooLarge(b *write.Batch, i, bytes int, scratch *labels.ScratchBuilder) error {
+	scratch.Reset()
+	name := ""
+	if err := b.Source.AppendLabels(i, scratch); err == nil {
+		scratch.Sort()
+		name = write.Clip(scratch.Labels().String())
+	}
+	return wire.Invalid(fmt.Errorf("series %s takes %d bytes with its samples and exemplars, and %d are allowed in a request; send fewer of them at once", name, bytes, seriesMost))
 }
 
 // sight sets c.seen[i] to what series i is, and remembers it. It returns the labels, if

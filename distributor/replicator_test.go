@@ -562,6 +562,16 @@ func TestMetadataIsSentAsShortAsItIsKept(t *testing.T) {
 	require.Len(t, b.Metadata[2].Help, 1<<20, "the batch is the caller's")
 }
 
+func TestASeriesTooLargeForAMessageIsRefusedAtOnce(t *testing.T) {
+	r := newRing(t, 1, 1)
+	b := &write.Batch{}
+	b.Add(write.NewHasher(), seriesName(0), make([]write.Sample, seriesMost/9+1), nil, nil)
+	_, err := r.Push(t.Context(), "team", b)
+	require.Equal(t, http.StatusBadRequest, wire.HTTPStatus(err), "%v", err)
+	require.ErrorContains(t, err, `{__name__="metric", n="0"}`)
+	require.Zero(t, r.served(0))
+}
+
 // batchOfLong returns a batch of series with 50 kB of labels each.
 func batchOfLong(n int, t int64) *write.Batch {
 	b, h := &write.Batch{}, write.NewHasher()
