@@ -228,6 +228,9 @@ func (m *membership) serve(ctx context.Context, ing *ingester.Ingester, q *queri
 	if ing == nil {
 		return nil
 	}
+	if m.node.Rejoined() {
+		m.p.readiness.Wait("ingester", "uploading what it holds, because it had left the cluster")
+	}
 	life := newLife(m.node, ing, m.announcer, m.p.logger.With("component", "life"))
 	if err := life.begin(ctx); err != nil {
 		return err

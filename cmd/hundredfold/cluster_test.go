@@ -258,6 +258,29 @@ func TestOthersAreToldAnAddressThatTheyReach(t *testing.T) {
 	}
 }
 
+func TestWhoSaysWhereOthersAreIsAMember(t *testing.T) {
+	const shared = "bucket: {filesystem: {directory: /b}}\n"
+	for name, c := range map[string]struct {
+		text  string
+		flags []string
+		want  bool
+	}{
+		"nothing":        {"", nil, false},
+		"a zone":         {"cluster: {zone: a}", nil, false},
+		"enabled":        {shared + "cluster: {enabled: true}", nil, true},
+		"listed peers":   {shared + "cluster: {peers: ['10.0.0.2:9095']}", nil, true},
+		"join":           {shared + "cluster: {gossip: {join: ['10.0.0.2:7946']}}", nil, true},
+		"join by a flag": {shared, []string{"--gossip.join=10.0.0.2:7946"}, true},
+		"some roles":     {shared, []string{"--role=querier"}, true},
+	} {
+		opts, err := parseFlags(append(c.flags, "--config.file="+file(t, c.text)))
+		require.NoError(t, err)
+		cfg, err := opts.load()
+		require.NoError(t, err, name)
+		require.Equal(t, c.want, cfg.Cluster.Enabled, name)
+	}
+}
+
 func TestClusterThatCannotBeOneIsRefused(t *testing.T) {
 	for name, c := range map[string]struct {
 		config string

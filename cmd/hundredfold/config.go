@@ -91,7 +91,8 @@ func (o options) load() (config, error) {
 	for _, override := range o.overrides {
 		override(&c)
 	}
-	if len(o.roles) < len(allRoles()) {
+	// Whoever leaves roles to others, or says where others are, does not want to be alone.
+	if len(o.roles) < len(allRoles()) || len(c.Cluster.Gossip.Join) > 0 || len(c.Cluster.Peers) > 0 {
 		c.Cluster.Enabled = true
 	}
 	shared := c.checkShared()
@@ -161,7 +162,7 @@ func (c *config) checkShared() error {
 	return errors.New(`bucket: the processes of a cluster share one bucket, and the default is a folder of this process alone. Do one of these:
   - share one in S3:         bucket: {type: s3, s3: {endpoint: HOST, bucket: NAME}}
   - share a folder:          bucket: {filesystem: {directory: DIRECTORY}}   which all processes reach, on one machine or by NFS
-  - stay alone:              neither --role nor --gossip.join, and cluster: {enabled: false}`)
+  - stay alone:              neither --role nor --gossip.join, and no cluster: {enabled, peers, gossip: {join}}`)
 }
 
 // place puts what the roles keep below the data directory.

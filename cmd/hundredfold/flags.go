@@ -45,11 +45,8 @@ func overridingFlags() map[string]func(c *config, value string) {
 		"http.listen-address":   func(c *config, v string) { c.HTTP.ListenAddress = v },
 		"grpc.listen-address":   func(c *config, v string) { c.GRPC.ListenAddress = v },
 		"gossip.listen-address": func(c *config, v string) { c.Cluster.Gossip.ListenAddress = v },
-		"gossip.join": func(c *config, v string) {
-			c.Cluster.Gossip.Join = strings.Split(v, ",")
-			c.Cluster.Enabled = true
-		},
-		"zone": func(c *config, v string) { c.Cluster.Zone = v },
+		"gossip.join":           func(c *config, v string) { c.Cluster.Gossip.Join = strings.Split(v, ",") },
+		"zone":                  func(c *config, v string) { c.Cluster.Zone = v },
 	}
 }
 

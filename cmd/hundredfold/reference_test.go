@@ -30,7 +30,7 @@ func descriptions() map[string]string {
 		"grpc.tls.cert_file":               "Certificate of this process, in PEM. With the three files, processes prove who they are to each other by certificates of your own; new files take effect with new connections.",
 		"grpc.tls.key_file":                "Its key.",
 		"grpc.tls.ca_file":                 "Certificates of the authorities that signed those of all processes.",
-		"cluster.enabled":                  "Whether this process is a member of a cluster, see [cluster.md](cluster.md). `--role` with less than all roles, and `--gossip.join`, say so too.",
+		"cluster.enabled":                  "Whether this process is a member of a cluster, see [cluster.md](cluster.md). `--role` with less than all roles, `cluster.gossip.join` and `cluster.peers` say so too.",
 		"cluster.name":                     "Members of clusters with different names keep away from each other.",
 		"cluster.zone":                     "What fails together with this process: a machine, a rack, an availability zone. Replicas of a series lie in different zones. The flag `--zone` overrides it.",
 		"cluster.replication_factor":       "How many ingesters hold each sample, 1 to 3. All processes need the same.",

@@ -31,8 +31,8 @@ const minSecret = 16
 
 // Config says which cluster a node belongs to and how it finds the others.
 type Config struct {
-	// Enabled makes a process with all roles a node of a cluster; one with fewer
-	// roles always is.
+	// Enabled makes a process with all roles a node of a cluster that knows no others;
+	// one with fewer roles, or with Peers or Gossip.Join, always is.
 	Enabled bool `yaml:"enabled"`
 	// Name keeps clusters apart that reach each other by mistake.
 	Name string `yaml:"name"`
