@@ -22,6 +22,9 @@ const (
 	// maxSets the replica sets that were computed of them, by tenant.
 	maxPlacements = 512
 	maxSets       = 4096
+	// placementsKept is how long a placement is remembered at least that was current or that
+	// somebody named: a distributor may hear later than queriers that it is current no more.
+	placementsKept = 10 * time.Minute
 	// cutsKept is how long the name of a block that was cut is remembered, which is
 	// of use for blocks that are younger than placementsNamed only.
 	cutsKept = 24 * time.Hour
@@ -42,8 +45,9 @@ type memory struct {
 
 // remembered is what is known of one tenant.
 type remembered struct {
-	// placements are those that the tenant's samples may have been written under.
-	placements map[wire.PlacementRef]struct{}
+	// placements are those that the tenant's samples may have been written under, and when
+	// they were current, or named, last.
+	placements map[wire.PlacementRef]time.Time
 	// under is the one that the last query took for the current one. Whoever answered
 	// since then has named all others that it has samples under; unheard are those
 	// ingesters who have not.
@@ -86,9 +90,15 @@ func (m *memory) recall(id tenant.ID, under wire.PlacementRef, readable []cluste
 		}
 	}
 	if t.under != under {
-		return maps.Clone(t.placements), instances(readable)
+		unheard = instances(readable)
+	} else {
+		unheard = maps.Clone(t.unheard)
 	}
-	return maps.Clone(t.placements), maps.Clone(t.unheard)
+	refs = make(map[wire.PlacementRef]struct{}, len(t.placements))
+	for ref := range t.placements {
+		refs[ref] = struct{}{}
+	}
+	return refs, unheard
 }
 
 func instances(records []cluster.Record) map[string]struct{} {
@@ -122,19 +132,21 @@ func (m *memory) learn(id tenant.ID, l lesson) {
 		if len(m.mu.tenants) >= maxRemembered {
 			clear(m.mu.tenants)
 		}
-		t = &remembered{placements: map[wire.PlacementRef]struct{}{}, cuts: map[ulid.ULID]struct{}{}}
+		t = &remembered{placements: map[wire.PlacementRef]time.Time{}, cuts: map[ulid.ULID]struct{}{}}
 		m.mu.tenants[id] = t
 	}
-	if l.full {
-		// What another query has learned meanwhile stays.
-		maps.DeleteFunc(t.placements, func(ref wire.PlacementRef, _ struct{}) bool {
-			_, known := l.known[ref]
-			return known
-		})
+	now := time.Now()
+	for ref := range l.named {
+		t.placements[ref] = now
 	}
-	maps.Copy(t.placements, l.named)
 	if l.under != (wire.PlacementRef{}) {
-		t.placements[l.under] = struct{}{} // the next samples may come under it
+		t.placements[l.under] = now // the next samples may come under it
+	}
+	if l.full {
+		maps.DeleteFunc(t.placements, func(ref wire.PlacementRef, last time.Time) bool {
+			_, known := l.known[ref] // else another query has learned of it meanwhile
+			return known && now.Sub(last) > placementsKept
+		})
 	}
 	if t.under != l.under {
 		t.under, t.unheard = l.under, l.unheard
@@ -147,7 +159,7 @@ func (m *memory) learn(id tenant.ID, l lesson) {
 	for _, block := range l.cuts {
 		t.cuts[block] = struct{}{}
 	}
-	if now := time.Now(); now.Sub(t.trimmed) > time.Hour {
+	if now.Sub(t.trimmed) > time.Hour {
 		t.trimmed = now
 		oldest := ulid.Timestamp(now.Add(-cutsKept))
 		maps.DeleteFunc(t.cuts, func(block ulid.ULID, _ struct{}) bool { return block.Time() < oldest })

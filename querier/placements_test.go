@@ -153,27 +153,42 @@ func TestAPlacementThatIsLetGoIsAskedForAgain(t *testing.T) {
 	}
 }
 
-func TestAQueryForgetsOnlyPlacementsThatItKnew(t *testing.T) {
-	m := newMemory()
-	ref := func(n uint64) wire.PlacementRef {
-		p := cluster.NewPlacement(int(n), []cluster.Placed{{}})
-		m.define(p)
-		return wire.PlacementRef{Hash: p.Hash()}
-	}
-	set := func(refs ...wire.PlacementRef) map[wire.PlacementRef]struct{} {
-		out := map[wire.PlacementRef]struct{}{}
-		for _, r := range refs {
-			out[r] = struct{}{}
+func TestPlacementsThatNobodyNamesAreForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		ref := func(n uint64) wire.PlacementRef {
+			p := cluster.NewPlacement(int(n), []cluster.Placed{{}})
+			m.define(p)
+			return wire.PlacementRef{Hash: p.Hash()}
 		}
-		return out
-	}
-	under, old, young := ref(1), ref(2), ref(3)
-	m.learn(alice, lesson{under: under, named: set(old)})
-	slow, _ := m.recall(alice, under, nil)
-	m.learn(alice, lesson{under: under, named: set(young)})
-	m.learn(alice, lesson{under: under, known: slow, full: true})
-	refs, _ := m.recall(alice, under, nil)
-	require.Equal(t, set(under, young), refs)
+		set := func(refs ...wire.PlacementRef) map[wire.PlacementRef]struct{} {
+			out := map[wire.PlacementRef]struct{}{}
+			for _, r := range refs {
+				out[r] = struct{}{}
+			}
+			return out
+		}
+		known := func(under wire.PlacementRef) map[wire.PlacementRef]struct{} {
+			refs, _ := m.recall(alice, under, nil)
+			return refs
+		}
+		before, under, named, young := ref(1), ref(2), ref(3), ref(4)
+		m.learn(alice, lesson{under: before, named: set(named)})
+		m.learn(alice, lesson{under: under, known: known(before), full: true})
+		require.Equal(t, set(before, under, named), known(under), "a distributor may be late")
+
+		<-time.After(placementsKept + time.Second)
+		slow := known(under)
+		m.learn(alice, lesson{under: under, named: set(named), known: known(under)})
+		require.Equal(t, set(before, under, named), known(under), "not all have answered")
+		m.learn(alice, lesson{under: under, named: set(named), known: known(under), full: true})
+		require.Equal(t, set(under, named), known(under))
+
+		m.learn(alice, lesson{under: under, named: set(young)})
+		<-time.After(placementsKept + time.Second)
+		m.learn(alice, lesson{under: under, known: slow, full: true})
+		require.Equal(t, set(under, young), known(under), "a slow query knew nothing of it")
+	})
 }
 
 // Ingesters do not name the placements of samples that old any more, so others than
