@@ -91,6 +91,7 @@ func (m *membership) addRoutes(s *server.Server, pages *ui.UI) {
 		http.Error(w, "this process has not joined the cluster yet", http.StatusServiceUnavailable)
 	}))
 	if !m.p.has(cluster.RoleIngester) {
+		s.Handle("/ingester/", elsewhere(cluster.RoleIngester))
 		return
 	}
 	// A page of another origin that a browser shows must not drain anything.

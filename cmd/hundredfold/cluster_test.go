@@ -210,6 +210,15 @@ func TestProcessThatIsToldToStopWhileItJoinsStops(t *testing.T) {
 	r.stop()
 }
 
+func TestQuerierSaysThatItIsNoIngester(t *testing.T) {
+	c := newTestedCluster(t, "replication_factor: 1")
+	c.start("distributor,ingester", "a", c.gossip)
+	querier := c.start("querier", "b", "127.0.0.1:0")
+	code, body := querier.do(http.MethodPost, "/ingester/drain", "", nil)
+	require.Equal(t, http.StatusNotFound, code)
+	require.Contains(t, body, "does not run the ingester")
+}
+
 func TestProcessesThatListenOnAllAddressesMonitorThemselvesApart(t *testing.T) {
 	c := newTestedCluster(t, "mode: none, replication_factor: 1, gossip: {advertise_address: '127.0.0.1:1'}")
 	c.config = strings.Replace(c.config, "self_monitoring: {enabled: false}", "auth: {mode: none}\nhttp: {listen_address: '0.0.0.0:0'}", 1)
