@@ -52,7 +52,7 @@ func descriptions() map[string]string {
 		"bucket.s3.insecure":               "Whether to speak HTTP instead of HTTPS.",
 		"bucket.previous":                  "Where blocks were kept before: a section with the keys of `bucket`. They are read from there and copied; once `hundredfold_bucket_previous_blocks` is 0, take it out.",
 
-		"distributor.max_inflight_bytes": "Bytes of memory for requests that are being received; at least 6 times `max_request_bytes`. A tenant may use half of it. Requests beyond it are answered 503, and senders send them again. Raise it if `hundredfold_http_requests_total{code=\"503\"}` of the write route rises while the process has memory to spare.",
+		"distributor.max_inflight_bytes": "Bytes of memory for requests that are being received; at least 6 times `max_request_bytes`. A tenant may use half of it. Requests beyond it are answered 503, and senders send them again. In a cluster, labels and metadata on their way to ingesters may take another 512 MiB. Raise it if `hundredfold_http_requests_total{code=\"503\"}` of the write route rises while the process has memory to spare.",
 		"distributor.max_request_bytes":  "Bytes of one request after decompression, 64 KiB to 1 GiB. A larger one is answered 400 and lost, because senders do not split requests.",
 		"ingester.max_series":            "Series in memory, of all tenants together. Beyond it new series are refused, known ones go on. `0`: as many as the memory of the process allows.",
 		"querier.refresh_interval":       "How often the blocks in the bucket are listed, 1s to 15m. A block that another process uploads is read at most this much later.",
