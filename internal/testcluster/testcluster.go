@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,6 +21,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/hundredfold/hundredfold/internal/testcluster/fleet"
 )
 
 // Timeouts are generous: they only matter when something is broken, and the
@@ -90,13 +91,13 @@ func root() string {
 	return filepath.Dir(filepath.Dir(filepath.Dir(file)))
 }
 
-// FreeAddress returns a loopback address on which nobody listens at the moment.
+// FreeAddress returns a loopback address on which nobody listens at the moment. Its
+// port stays free while the process that is given it is restarted.
 func FreeAddress(t testing.TB) string {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	address, err := fleet.FreeAddress("127.0.0.1")
 	require.NoError(t, err)
-	require.NoError(t, listener.Close())
-	return listener.Addr().String()
+	return address
 }
 
 // Eventually calls f until it returns nil, and fails the test with its last

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"strconv"
 	"testing"
 	"time"
 
@@ -29,6 +30,19 @@ func outage(t testing.TB) time.Duration {
 	return d
 }
 
+// rounds is how often parts of the cluster die once more. HUNDREDFOLD_CHAOS_ROUNDS sets
+// it; by default they do not.
+func rounds(t testing.TB) int {
+	t.Helper()
+	text := os.Getenv("HUNDREDFOLD_CHAOS_ROUNDS")
+	if text == "" {
+		return 0
+	}
+	n, err := strconv.Atoi(text)
+	require.NoError(t, err, "HUNDREDFOLD_CHAOS_ROUNDS")
+	return n
+}
+
 // One cluster lives through everything, under one load and one watch: so each fault
 // meets what the ones before it left behind.
 func TestAClusterSurvives(t *testing.T) {
@@ -42,15 +56,17 @@ func TestAClusterSurvives(t *testing.T) {
 		w.clean()
 	}
 
-	after("the death of one process of each role, one after the other", func(*testing.T) {
+	deaths := func(*testing.T) {
 		for _, role := range []string{"ingester", "distributor", "querier", "compactor"} {
-			m := b.Members(role)[0]
+			of := b.Members(role)
+			m := of[rand.IntN(len(of))]
 			b.kill(m)
 			l.goesOn(settled)
 			b.restart(m)
 			l.goesOn(settled)
 		}
-	})
+	}
+	after("the death of one process of each role, one after the other", deaths)
 	after("two ingesters more, and two less again", func(t *testing.T) {
 		for _, zone := range []string{"a", "b"} {
 			_, err := b.Add(b.soon(), "ingester", zone)
@@ -95,6 +111,9 @@ func TestAClusterSurvives(t *testing.T) {
 		l.goesOn(outage(t))
 		b.store.become(well)
 	})
+	for range rounds(t) {
+		after("more deaths", deaths)
+	}
 	// From here on the samples of the last hours have two replicas left.
 	after("the loss of an ingester's disk", func(t *testing.T) {
 		m := b.member("ingester-b-2")

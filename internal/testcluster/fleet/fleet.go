@@ -10,11 +10,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -190,7 +192,7 @@ func addresses(h Host) (http, grpc, gossip string, err error) {
 	// All are held until the last is found, so that they differ.
 	var found [3]string
 	for i := range found {
-		listener, err := net.Listen("tcp", net.JoinHostPort(h.IP, "0"))
+		listener, err := listenForGood(h.IP)
 		if err != nil {
 			return "", "", "", err
 		}
@@ -198,6 +200,31 @@ func addresses(h Host) (http, grpc, gossip string, err error) {
 		found[i] = listener.Addr().String()
 	}
 	return found[0], found[1], found[2], nil
+}
+
+// FreeAddress returns an address on which nobody listens at the moment, and whose port
+// stays free while the process that is given it does not run.
+func FreeAddress(ip string) (string, error) {
+	listener, err := listenForGood(ip)
+	if err != nil {
+		return "", err
+	}
+	return listener.Addr().String(), listener.Close()
+}
+
+// listenForGood listens on a free port below those that systems give to outgoing
+// connections: one of these could have the port when its owner is started again.
+func listenForGood(ip string) (net.Listener, error) {
+	const first, count, tries = 10_000, 20_000, 100
+	var errs []error
+	for range tries {
+		listener, err := net.Listen("tcp", net.JoinHostPort(ip, strconv.Itoa(first+rand.IntN(count))))
+		if err == nil {
+			return listener, nil
+		}
+		errs = append(errs, err)
+	}
+	return nil, errors.Join(errs...)
 }
 
 // Start starts all members that do not run and waits until they are ready.
