@@ -61,7 +61,7 @@ func descriptions() map[string]string {
 		"compactor.deletion_delay":       "How long a block stays in the bucket after it was marked for deletion. It must be longer than `querier.refresh_interval` and the longest query.",
 
 		"limits.max_series":             "Series in memory. Beyond it, samples of new series are answered 429 and dropped.",
-		"limits.shard_size":             "In a cluster, how many ingesters hold the tenant's series, so that tenants share few of them; a multiple of the number of zones. `0`: all.",
+		"limits.shard_size":             "In a cluster, how many ingesters hold the tenant's series, so that tenants share few of them; a multiple of the number of zones. `0`: all. All processes need the same.",
 		"limits.max_labels_per_series":  "Labels of one series, its name included. Series beyond it are rejected with 400, as with the next two.",
 		"limits.max_label_name_bytes":   "Length of a label's name.",
 		"limits.max_label_value_bytes":  "Length of a label's value.",

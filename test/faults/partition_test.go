@@ -19,7 +19,7 @@ const gateway = "10.213.77.1"
 
 // bridge is the switch of that network. Its name is this process's own: one that was
 // killed may have left its.
-var bridge = fmt.Sprintf("hf%d", os.Getpid()) //nolint:gochecknoglobals // a constant, but for the number
+var bridge = fmt.Sprintf("hf%d", os.Getpid())
 
 // A zone is cut off from all others, which have a network namespace each, and comes
 // back. Off loopback the members need a secret, by which all they say is encrypted.
