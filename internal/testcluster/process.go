@@ -6,11 +6,9 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -32,14 +30,7 @@ type Process struct {
 	command []string
 	client  *http.Client
 	log     log
-	current *incarnation // nil while nothing runs
-}
-
-// incarnation is one run of the program.
-type incarnation struct {
-	cmd   *exec.Cmd
-	ended chan struct{}
-	err   error // how it ended; set before ended is closed
+	program *fleet.Program // nil before the first start
 }
 
 // Options say how Hundredfold is started.
@@ -129,27 +120,18 @@ func prepare(t testing.TB, p *Process) *Process {
 // Launch starts the process, which must not be running, and does not wait.
 func (p *Process) Launch() {
 	p.t.Helper()
-	require.Nil(p.t, p.current, "BUG: the process is running")
-	run := &incarnation{cmd: exec.Command(p.command[0], p.command[1:]...), ended: make(chan struct{})}
-	run.cmd.Stdout, run.cmd.Stderr = &p.log, &p.log
-	require.NoError(p.t, run.cmd.Start())
-	p.current = run
-	go func() {
-		run.err = run.cmd.Wait()
-		close(run.ended)
-	}()
+	require.False(p.t, p.Running(), "BUG: the process is running")
+	p.program = fleet.NewProgram(&p.log, nil, p.command...)
+	require.NoError(p.t, p.program.Start())
 }
 
 // AwaitReady waits until the process is ready.
 func (p *Process) AwaitReady() {
 	p.t.Helper()
 	Eventually(p.t, readyTimeout, func(ctx context.Context) error {
-		select {
-		case <-p.current.ended:
-			err := p.current.err
-			p.current = nil
-			p.t.Fatalf("%s ended before it was ready: %v", p.name, err)
-		default:
+		if err := p.program.Alive(); err != nil {
+			p.program = nil
+			p.t.Fatalf("%s is not ready: %v", p.name, err)
 		}
 		_, err := p.Get(ctx, "/-/ready")
 		return err
@@ -157,17 +139,15 @@ func (p *Process) AwaitReady() {
 }
 
 // Running reports whether the process was started and not ended by the test.
-func (p *Process) Running() bool { return p.current != nil }
+func (p *Process) Running() bool { return p.program != nil && p.program.PID() != 0 }
 
 // PID returns the process's id.
-func (p *Process) PID() int { return p.current.cmd.Process.Pid }
+func (p *Process) PID() int { return p.program.PID() }
 
 // Kill ends the process with SIGKILL.
 func (p *Process) Kill() {
 	p.t.Helper()
-	require.NoError(p.t, p.current.cmd.Process.Kill())
-	<-p.current.ended
-	p.current = nil
+	require.NoError(p.t, p.program.Kill())
 }
 
 // Stop ends the process with SIGTERM. It must end well, and soon.
@@ -179,22 +159,9 @@ func (p *Process) Stop() {
 // End ends the process with SIGTERM. It must end soon; how it ended is returned.
 func (p *Process) End() error {
 	p.t.Helper()
-	run := p.current
-	p.current = nil
-	require.NoError(p.t, run.cmd.Process.Signal(syscall.SIGTERM))
-	timeout := time.NewTimer(stopTimeout)
-	defer timeout.Stop()
-	select {
-	case <-run.ended:
-		return run.err
-	case <-timeout.C:
-		// What its goroutines do is what one wants to know now.
-		if err := run.cmd.Process.Signal(syscall.SIGQUIT); err == nil {
-			<-run.ended
-		}
-		p.t.Fatalf("%s has not stopped within %s", p.name, stopTimeout)
-		return nil
-	}
+	err := p.program.Stop()
+	require.NotErrorIsf(p.t, err, fleet.ErrHangs, "%s was asked to stop", p.name)
+	return err
 }
 
 // Restart starts a process that was ended, and waits until it is ready.

@@ -29,7 +29,6 @@ import (
 // machine may be busy with other tests.
 const (
 	readyTimeout = time.Minute
-	stopTimeout  = time.Minute
 	pollInterval = 20 * time.Millisecond
 )
 

@@ -17,8 +17,10 @@ const stopTimeout = time.Minute
 var (
 	errRunning = errors.New("it is running already")
 	errStopped = errors.New("it is not running")
-	errHangs   = errors.New("it did not stop in time and was made to show its goroutines")
 )
+
+// ErrHangs says that a program did not stop in time. It was made to show its goroutines.
+var ErrHangs = errors.New("it did not stop in time and was made to show its goroutines")
 
 // NewProgram returns a Program that writes to output. env is added to that of this
 // process.
@@ -114,7 +116,7 @@ func (p *Program) Stop() error {
 		// What its goroutines do is what one wants to know now.
 		err := r.cmd.Process.Signal(syscall.SIGQUIT)
 		<-r.ended
-		return errors.Join(errHangs, err)
+		return errors.Join(ErrHangs, err)
 	}
 }
 
