@@ -68,3 +68,21 @@ func TestDataDirectoryThatCannotBeMadeIsAnError(t *testing.T) {
 	_, err := openDataDir(filepath.Join(path, "data"), "")
 	require.ErrorContains(t, err, "create the data directory")
 }
+
+// Directories of the release before the cluster have an id and no generation.
+func TestADataDirectoryOfAnEarlierReleaseKeepsItsIdentity(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "instance.json")
+	require.NoError(t, os.WriteFile(path, []byte(`{"version":1,"id":"01M81S1NHS5CFRVA8XG6WRVAT6"}`+"\n"), 0o600))
+	first, err := openDataDir(dir, "")
+	require.NoError(t, err)
+	require.Equal(t, "01M81S1NHS5CFRVA8XG6WRVAT6", first.ID)
+	require.NotZero(t, first.Generation)
+	require.NoError(t, first.Close())
+	again, err := openDataDir(dir, "01M81S1NHS5CFRVA8XG6WRVAT6")
+	require.NoError(t, err)
+	require.Equal(t, first.Generation, again.Generation)
+	require.NoError(t, again.Close())
+	_, err = openDataDir(dir, "another")
+	require.ErrorContains(t, err, `belongs to instance "01M81S1NHS5CFRVA8XG6WRVAT6", not to "another"`)
+}
