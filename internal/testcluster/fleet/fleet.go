@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -19,6 +18,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -212,13 +212,19 @@ func FreeAddress(ip string) (string, error) {
 	return listener.Addr().String(), listener.Close()
 }
 
+// ports counts the ports that were tried, so that none is given out twice: those of a
+// fleet that is not started yet are free.
+var ports atomic.Uint32 //nolint:gochecknoglobals // one process has one set of ports
+
 // listenForGood listens on a free port below those that systems give to outgoing
-// connections: one of these could have the port when its owner is started again.
+// connections: one of these could have the port when its owner is started again. Each
+// process begins elsewhere.
 func listenForGood(ip string) (net.Listener, error) {
-	const first, count, tries = 10_000, 20_000, 100
+	const first, count, apart, tries = 10_000, 20_000, 997, 100
 	var errs []error
 	for range tries {
-		listener, err := net.Listen("tcp", net.JoinHostPort(ip, strconv.Itoa(first+rand.IntN(count))))
+		port := first + (os.Getpid()*apart+int(ports.Add(1)))%count
+		listener, err := net.Listen("tcp", net.JoinHostPort(ip, strconv.Itoa(port)))
 		if err == nil {
 			return listener, nil
 		}
