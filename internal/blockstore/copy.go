@@ -218,7 +218,7 @@ func (c *copying) block(ctx context.Context, id tenant.ID, block ulid.ULID) erro
 	if err != nil {
 		return err
 	}
-	if _, err := from.readMeta(ctx, id, block); err != nil {
+	if _, _, err := from.readMeta(ctx, id, block); err != nil {
 		return err
 	}
 	for i := range content {

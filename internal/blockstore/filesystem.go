@@ -213,7 +213,8 @@ func (b *Filesystem) Link(src, name string) error {
 func (b *Filesystem) publish(target string, put func() error) error {
 	var err error
 	for range publishAttempts {
-		if err = b.disk.mkdir(filepath.Dir(target)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		// That a folder exists is an error only if it was gone again a moment later.
+		if err = b.disk.mkdir(filepath.Dir(target)); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrExist) {
 			return err
 		}
 		if err = put(); err == nil || !errors.Is(err, fs.ErrNotExist) {

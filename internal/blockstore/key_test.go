@@ -48,7 +48,7 @@ func FuzzParseMeta(f *testing.F) {
 	f.Add([]byte(`null`))
 	block := ulid.MustParse("01BX5ZZKBKACTAV9WEVGEMMVRZ")
 	f.Fuzz(func(t *testing.T, text []byte) {
-		if meta, err := parseMeta(block, text); err == nil {
+		if meta, _, err := parseMeta(block, text); err == nil {
 			require.Equal(t, block, meta.ULID)
 			require.LessOrEqual(t, meta.MinTime, meta.MaxTime)
 		}

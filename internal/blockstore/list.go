@@ -31,6 +31,7 @@ const (
 // Block is what is known of a whole block in the bucket. It is immutable.
 type Block struct {
 	Meta      tsdb.BlockMeta
+	Extension Extension
 	Deletion  *DeletionMark  // nil: the block is to stay
 	NoCompact *NoCompactMark // nil: the block may be compacted
 	// Previous says that the block is in the previous bucket only: it can be read, but
@@ -177,7 +178,7 @@ func (s *Store) Partial(ctx context.Context, id tenant.ID, block ulid.ULID) (Par
 		return nil
 	}, objstore.WithRecursiveIter())
 	if err == nil && p.DamagedMeta {
-		_, err = s.readMeta(ctx, id, block)
+		_, _, err = s.readMeta(ctx, id, block)
 		p.Whole, p.DamagedMeta = err == nil, errors.Is(err, errCorruptMeta)
 		if p.DamagedMeta || errors.Is(err, ErrBlockNotFound) {
 			err = nil
@@ -207,14 +208,14 @@ func (f files) with(file string) files {
 // readBlock reads meta and marks of a block. The result is nil if the meta cannot
 // be understood, or is gone by now.
 func (s *Store) readBlock(ctx context.Context, id tenant.ID, block ulid.ULID, present files) (*Block, error) {
-	meta, err := s.readMeta(ctx, id, block)
+	meta, extension, err := s.readMeta(ctx, id, block)
 	if errors.Is(err, errCorruptMeta) || errors.Is(err, ErrBlockNotFound) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	result := &Block{Meta: *meta}
+	result := &Block{Meta: *meta, Extension: extension}
 	if present.deletion {
 		var mark DeletionMark
 		found, err := s.readMark(ctx, id, block, deletionMarkFile, &mark)
@@ -245,32 +246,37 @@ func (s *Store) readBlock(ctx context.Context, id tenant.ID, block ulid.ULID, pr
 }
 
 // readMeta reads and checks the meta of a block.
-func (s *Store) readMeta(ctx context.Context, id tenant.ID, block ulid.ULID) (*tsdb.BlockMeta, error) {
+func (s *Store) readMeta(ctx context.Context, id tenant.ID, block ulid.ULID) (*tsdb.BlockMeta, Extension, error) {
 	text, found, err := s.readSmall(ctx, blockKey(id, block, metaFile))
 	if err != nil {
-		return nil, err
+		return nil, Extension{}, err
 	}
 	if !found {
-		return nil, ErrBlockNotFound
+		return nil, Extension{}, ErrBlockNotFound
 	}
 	return parseMeta(block, text)
 }
 
 // parseMeta decodes the meta.json of the block of that name.
-func parseMeta(block ulid.ULID, text []byte) (*tsdb.BlockMeta, error) {
+func parseMeta(block ulid.ULID, text []byte) (*tsdb.BlockMeta, Extension, error) {
 	var meta tsdb.BlockMeta
-	if err := json.Unmarshal(text, &meta); err != nil {
-		return nil, fmt.Errorf("%w of block %s: %w", errCorruptMeta, block, err)
+	err := json.Unmarshal(text, &meta)
+	var extension Extension
+	if err == nil {
+		extension, err = parseExtension(text)
+	}
+	if err != nil {
+		return nil, Extension{}, fmt.Errorf("%w of block %s: %w", errCorruptMeta, block, err)
 	}
 	switch {
 	case meta.ULID != block:
-		return nil, fmt.Errorf("%w of block %s: it is that of block %s", errCorruptMeta, block, meta.ULID)
+		return nil, Extension{}, fmt.Errorf("%w of block %s: it is that of block %s", errCorruptMeta, block, meta.ULID)
 	case meta.Version != metaVersion:
-		return nil, fmt.Errorf("%w of block %s: version %d is not %d", errCorruptMeta, block, meta.Version, metaVersion)
+		return nil, Extension{}, fmt.Errorf("%w of block %s: version %d is not %d", errCorruptMeta, block, meta.Version, metaVersion)
 	case meta.MinTime > meta.MaxTime:
-		return nil, fmt.Errorf("%w of block %s: minTime %d is after maxTime %d", errCorruptMeta, block, meta.MinTime, meta.MaxTime)
+		return nil, Extension{}, fmt.Errorf("%w of block %s: minTime %d is after maxTime %d", errCorruptMeta, block, meta.MinTime, meta.MaxTime)
 	}
-	return &meta, nil
+	return &meta, extension, nil
 }
 
 // readSmall reads a whole object of limited size; found is false if there is none.

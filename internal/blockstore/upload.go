@@ -123,7 +123,7 @@ func localBlock(dir string) (ulid.ULID, []sourceFile, error) {
 	if err != nil {
 		return ulid.ULID{}, nil, err
 	}
-	if _, err := parseMeta(block, text); err != nil {
+	if _, _, err := parseMeta(block, text); err != nil {
 		return ulid.ULID{}, nil, fmt.Errorf("%w: %w", ErrInvalidBlock, err)
 	}
 

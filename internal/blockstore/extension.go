@@ -1,0 +1,88 @@
+package blockstore
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/oklog/ulid/v2"
+)
+
+const extensionVersion = 1
+
+// Extension is what Hundredfold adds to the meta.json of a block, under the key
+// "hundredfold". Prometheus ignores it, and drops it when it compacts the block.
+type Extension struct {
+	Version int `json:"version"`
+	// Shard says which of the tenant's series the block holds; nil: any.
+	Shard *Shard `json:"shard,omitempty"`
+	// ExternalLabels are added to all series of the block when it is read.
+	ExternalLabels map[string]string `json:"external_labels,omitempty"`
+	// Deletions are the deletions of series whose samples are not in the block any more.
+	Deletions []ulid.ULID `json:"deletions,omitempty"`
+}
+
+// Shard names the series whose labels.StableHash is Index modulo Count.
+type Shard struct {
+	Index uint64 `json:"index"`
+	// Count is a power of two.
+	Count uint64 `json:"count"`
+}
+
+// Contains tells whether all series of other are series of s.
+func (s Shard) Contains(other Shard) bool {
+	return other.Count%s.Count == 0 && other.Index%s.Count == s.Index
+}
+
+// All is the shard of all series.
+func All() Shard { return Shard{Index: 0, Count: 1} }
+
+// Shard returns the series that the block may hold.
+func (b Block) Shard() Shard {
+	if b.Extension.Shard == nil {
+		return All()
+	}
+	return *b.Extension.Shard
+}
+
+// parseExtension decodes the extension of a meta.json; without one it is empty.
+func parseExtension(text []byte) (Extension, error) {
+	var meta struct {
+		Extension *Extension `json:"hundredfold"`
+	}
+	if err := json.Unmarshal(text, &meta); err != nil {
+		return Extension{}, err
+	}
+	if meta.Extension == nil {
+		return Extension{Version: extensionVersion}, nil
+	}
+	e := *meta.Extension
+	if e.Version != extensionVersion {
+		return Extension{}, fmt.Errorf("its extension has version %d, this build reads %d", e.Version, extensionVersion)
+	}
+	if s := e.Shard; s != nil && (s.Count == 0 || s.Count&(s.Count-1) != 0 || s.Index >= s.Count) {
+		return Extension{}, fmt.Errorf("its extension names shard %d of %d", s.Index, s.Count)
+	}
+	return e, nil
+}
+
+// AddExtension returns the text of a meta.json with the extension e instead of the one
+// that it has. All other keys stay, also those of other programs.
+func AddExtension(text []byte, e Extension) ([]byte, error) {
+	var meta map[string]json.RawMessage
+	if err := json.Unmarshal(text, &meta); err != nil {
+		return nil, fmt.Errorf("extend meta.json: %w", err)
+	}
+	if meta == nil {
+		return nil, errors.New("extend meta.json: it is null")
+	}
+	e.Version = extensionVersion
+	slices.SortFunc(e.Deletions, ulid.ULID.Compare)
+	extension, err := json.Marshal(e)
+	if err != nil {
+		return nil, fmt.Errorf("extend meta.json: %w", err)
+	}
+	meta["hundredfold"] = extension
+	return json.MarshalIndent(meta, "", "\t")
+}
