@@ -211,7 +211,7 @@ func (p *blockPool) trim(view *bucketView) error {
 	visible := make(map[blockKey]struct{})
 	for id, t := range view.tenants {
 		for i := range t.blocks {
-			visible[blockKey{tenant: id, block: t.blocks[i].ULID}] = struct{}{}
+			visible[blockKey{tenant: id, block: t.blocks[i].Meta.ULID}] = struct{}{}
 		}
 	}
 	p.mu.Lock()

@@ -142,22 +142,22 @@ func (s *session[R]) readers(ctx context.Context, ask request, edge func() (R, c
 			return nil, err
 		}
 	}
-	metas := slices.DeleteFunc(s.mu.view.overlapping(ask.mint, ask.maxt), func(m tsdb.BlockMeta) bool { return covered.has(&m) })
-	if err := s.openLocked(ctx, metas); err != nil {
+	blocks := slices.DeleteFunc(s.mu.view.overlapping(ask.mint, ask.maxt), func(b blockstore.Block) bool { return covered.has(&b.Meta) })
+	if err := s.openLocked(ctx, blocks); err != nil {
 		return nil, err
 	}
 	readers := []R{recent}
-	for i := range metas {
-		readers = append(readers, s.mu.blocks[metas[i].ULID].reader)
+	for i := range blocks {
+		readers = append(readers, s.mu.blocks[blocks[i].Meta.ULID].reader)
 	}
 	return readers, nil
 }
 
 // openLocked opens those of the blocks that are not open in this session. What it
 // has opened before an error belongs to the session.
-func (s *session[R]) openLocked(ctx context.Context, metas []tsdb.BlockMeta) error {
-	missing := slices.DeleteFunc(slices.Clone(metas), func(m tsdb.BlockMeta) bool {
-		_, ok := s.mu.blocks[m.ULID]
+func (s *session[R]) openLocked(ctx context.Context, blocks []blockstore.Block) error {
+	missing := slices.DeleteFunc(slices.Clone(blocks), func(b blockstore.Block) bool {
+		_, ok := s.mu.blocks[b.Meta.ULID]
 		return ok
 	})
 	opened := make([]*openReader[R], len(missing))
@@ -165,14 +165,14 @@ func (s *session[R]) openLocked(ctx context.Context, metas []tsdb.BlockMeta) err
 	group.SetLimit(openers)
 	for i := range missing {
 		group.Go(func() (err error) {
-			opened[i], err = s.open(groupCtx, s.mu.tenant, &missing[i])
+			opened[i], err = s.open(groupCtx, s.mu.tenant, &missing[i].Meta)
 			return err
 		})
 	}
 	err := group.Wait()
 	for i, o := range opened {
 		if o != nil {
-			s.mu.blocks[missing[i].ULID] = *o
+			s.mu.blocks[missing[i].Meta.ULID] = *o
 		}
 	}
 	return err

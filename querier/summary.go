@@ -23,8 +23,9 @@ func (q *Querier) Summaries() []Summary {
 	out := make([]Summary, 0, len(view.tenants))
 	for id, t := range view.tenants {
 		s := Summary{Tenant: id, Blocks: len(t.blocks), MinTime: math.MaxInt64, MaxTime: math.MinInt64}
-		for _, b := range t.blocks {
-			s.MinTime, s.MaxTime = min(s.MinTime, b.MinTime), max(s.MaxTime, b.MaxTime-1) // a block's end is exclusive
+		for i := range t.blocks {
+			meta := &t.blocks[i].Meta
+			s.MinTime, s.MaxTime = min(s.MinTime, meta.MinTime), max(s.MaxTime, meta.MaxTime-1) // a block's end is exclusive
 		}
 		out = append(out, s)
 	}

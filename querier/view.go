@@ -5,15 +5,15 @@ import (
 	"slices"
 	"time"
 
+	"github.com/cespare/xxhash/v2"
 	"github.com/oklog/ulid/v2"
-	"github.com/prometheus/prometheus/tsdb"
 
 	"github.com/hundredfold/hundredfold/internal/blockstore"
 )
 
 // tenantView is what one listing says about a tenant's blocks. It is immutable.
 type tenantView struct {
-	blocks []tsdb.BlockMeta // the blocks to read, by MinTime
+	blocks []blockstore.Block // the blocks to read, by MinTime
 	known  map[ulid.ULID]struct{}
 	listed time.Time // when the listing began
 }
@@ -32,27 +32,39 @@ func newTenantView(listed map[ulid.ULID]blockstore.Block, begun time.Time) *tena
 		_, covered := superseded[id]
 		expired := b.Deletion != nil && b.Deletion.Reason == blockstore.DeletionRetention
 		if !covered && !expired {
-			v.blocks = append(v.blocks, b.Meta)
+			v.blocks = append(v.blocks, b)
 		}
 	}
-	slices.SortFunc(v.blocks, func(a, b tsdb.BlockMeta) int {
-		return cmp.Or(cmp.Compare(a.MinTime, b.MinTime), a.ULID.Compare(b.ULID))
+	slices.SortFunc(v.blocks, func(a, b blockstore.Block) int {
+		return cmp.Or(cmp.Compare(a.Meta.MinTime, b.Meta.MinTime), a.Meta.ULID.Compare(b.Meta.ULID))
 	})
 	return v
 }
 
 // overlapping returns the blocks with samples from mint to maxt, both inclusive.
-func (v *tenantView) overlapping(mint, maxt int64) []tsdb.BlockMeta {
-	var out []tsdb.BlockMeta
-	for _, meta := range v.blocks {
+func (v *tenantView) overlapping(mint, maxt int64) []blockstore.Block {
+	var out []blockstore.Block
+	for i := range v.blocks {
+		meta := &v.blocks[i].Meta
 		if meta.MinTime > maxt {
 			break // by MinTime: so are all that follow
 		}
 		if mint < meta.MaxTime { // the end of a block is exclusive
-			out = append(out, meta)
+			out = append(out, v.blocks[i])
 		}
 	}
 	return out
+}
+
+// version is a fingerprint of what the bucket has from mint to maxt, both inclusive: as
+// long as it stays, so do the samples that are read from there. It differs after a
+// compaction, too, which changes no sample.
+func (v *tenantView) version(mint, maxt int64) uint64 {
+	hash := xxhash.New()
+	for _, block := range v.overlapping(mint, maxt) {
+		_, _ = hash.Write(block.Meta.ULID[:]) // it never fails
+	}
+	return hash.Sum64()
 }
 
 // reads reports whether the samples of a block are read from the bucket.

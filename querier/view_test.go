@@ -104,8 +104,8 @@ func TestAViewHasTheBlocksThatMustBeRead(t *testing.T) {
 			}
 			view := newTenantView(listed, time.Now())
 			var read []uint64
-			for _, meta := range view.overlapping(math.MinInt64, math.MaxInt64) {
-				read = append(read, meta.ULID.Time())
+			for _, block := range view.overlapping(math.MinInt64, math.MaxInt64) {
+				read = append(read, block.Meta.ULID.Time())
 			}
 			require.Equal(t, tc.read, read)
 			for _, n := range tc.known {
@@ -119,7 +119,7 @@ func TestAViewHasTheBlocksThatMustBeRead(t *testing.T) {
 }
 
 func TestTheEndOfABlockIsExclusive(t *testing.T) {
-	view := &tenantView{blocks: []tsdb.BlockMeta{{MinTime: 0, MaxTime: 10}, {MinTime: 10, MaxTime: 20}, {MinTime: 20, MaxTime: 30}}}
+	view := viewOf([2]int64{0, 10}, [2]int64{10, 20}, [2]int64{20, 30})
 	for _, tc := range []struct {
 		mint, maxt int64
 		first, n   int
@@ -129,9 +129,28 @@ func TestTheEndOfABlockIsExclusive(t *testing.T) {
 		got := view.overlapping(tc.mint, tc.maxt)
 		require.Len(t, got, tc.n, "%d to %d", tc.mint, tc.maxt)
 		if tc.n > 0 {
-			require.Equal(t, view.blocks[tc.first].MinTime, got[0].MinTime, "%d to %d", tc.mint, tc.maxt)
+			require.Equal(t, view.blocks[tc.first].Meta.MinTime, got[0].Meta.MinTime, "%d to %d", tc.mint, tc.maxt)
 		}
 	}
+}
+
+// viewOf returns the view of blocks of these ranges.
+func viewOf(ranges ...[2]int64) *tenantView {
+	listed := map[ulid.ULID]blockstore.Block{}
+	for i, within := range ranges {
+		id := ulid.ULID{15: byte(i + 1)}
+		listed[id] = blockstore.Block{Meta: tsdb.BlockMeta{ULID: id, MinTime: within[0], MaxTime: within[1]}}
+	}
+	return newTenantView(listed, time.Now())
+}
+
+func TestAVersionFollowsTheBlocksOfItsRangeAlone(t *testing.T) {
+	before := viewOf([2]int64{0, 10}, [2]int64{10, 20})
+	after := viewOf([2]int64{0, 10}, [2]int64{10, 20}, [2]int64{20, 30})
+	require.Equal(t, before.version(0, 19), after.version(0, 19))
+	require.NotEqual(t, before.version(0, 20), after.version(0, 20))
+	require.NotEqual(t, before.version(0, 9), before.version(0, 10))
+	require.Equal(t, (&tenantView{}).version(0, 9), before.version(50, 60), "nothing is the same everywhere")
 }
 
 func TestQueriesFailUntilTheBucketWasListed(t *testing.T) {

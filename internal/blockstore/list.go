@@ -34,6 +34,9 @@ type Block struct {
 	Extension Extension
 	Deletion  *DeletionMark  // nil: the block is to stay
 	NoCompact *NoCompactMark // nil: the block may be compacted
+	// Files are those that hold the data, in order of name, as far as is known: nil asks
+	// for Store.Files.
+	Files []File
 	// Previous says that the block is in the previous bucket only: it can be read, but
 	// neither marked nor deleted.
 	Previous bool
