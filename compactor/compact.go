@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/prometheus/tsdb"
 	"github.com/prometheus/prometheus/tsdb/chunkenc"
 
+	"github.com/hundredfold/hundredfold/internal/blockcheck"
 	"github.com/hundredfold/hundredfold/internal/blockstore"
 	"github.com/hundredfold/hundredfold/internal/tenant"
 )
@@ -67,7 +68,7 @@ func (c *Compactor) compact(ctx context.Context, id tenant.ID, job compaction) (
 type input struct {
 	id  ulid.ULID
 	dir string
-	census
+	blockcheck.Census
 }
 
 // fetch brings the blocks of a job to dir and looks at them. No inputs and no error
@@ -87,8 +88,8 @@ func (c *Compactor) fetch(ctx context.Context, id tenant.ID, job compaction, dir
 		if err != nil {
 			return nil, err
 		}
-		in.census, err = verify(ctx, in.dir, false)
-		if errors.Is(err, errDamaged) {
+		in.Census, err = blockcheck.Dir(ctx, in.dir, blockcheck.Quick)
+		if errors.Is(err, blockcheck.ErrDamaged) {
 			quarantined = true
 			if err := c.quarantine(ctx, id, block, err); err != nil {
 				return nil, err
@@ -109,15 +110,15 @@ func (c *Compactor) fetch(ctx context.Context, id tenant.ID, job compaction, dir
 // blame looks for the inputs that a compaction failed on and quarantines them. If
 // none of them is damaged, the error is that of the machine, or ours, and stays.
 func (c *Compactor) blame(ctx context.Context, id tenant.ID, inputs []input, cause error) error {
-	if isEnvironment(cause) {
+	if blockcheck.IsEnvironment(cause) {
 		return cause
 	}
 	quarantined := false
 	for _, in := range inputs {
 		// Only now is it worth while to read every chunk.
-		_, err := verify(ctx, in.dir, true)
+		_, err := blockcheck.Dir(ctx, in.dir, blockcheck.Full)
 		switch {
-		case errors.Is(err, errDamaged):
+		case errors.Is(err, blockcheck.ErrDamaged):
 			quarantined = true
 			if err := c.quarantine(ctx, id, in.id, err); err != nil {
 				return errors.Join(cause, err)
@@ -201,21 +202,21 @@ func completeMeta(dir string, sources []*tsdb.BlockMeta) error {
 
 // checkOutput reads the result once more, since its sources will be deleted.
 func checkOutput(ctx context.Context, dir string, inputs []input, metas []*tsdb.BlockMeta) error {
-	result, err := verify(ctx, dir, false)
+	result, err := blockcheck.Dir(ctx, dir, blockcheck.Quick)
 	if err != nil {
 		return fmt.Errorf("%w: %w", errInconsistent, err)
 	}
 	chunks, series, exact := 0, 0, true
 	end := metas[0].MinTime
 	for i, in := range inputs {
-		exact = exact && in.tombstones == 0 && metas[i].MinTime >= end
+		exact = exact && in.Tombstones == 0 && metas[i].MinTime >= end
 		end = max(end, metas[i].MaxTime)
-		chunks += in.chunks
-		series = max(series, in.series)
+		chunks += in.Chunks
+		series = max(series, in.Series)
 	}
 	// Without overlaps and deletions every chunk goes into the result as it is.
-	if exact && (result.chunks != chunks || result.series < series) {
-		return fmt.Errorf("%w: it has %d chunks of %d and %d series of at least %d", errInconsistent, result.chunks, chunks, result.series, series)
+	if exact && (result.Chunks != chunks || result.Series < series) {
+		return fmt.Errorf("%w: it has %d chunks of %d and %d series of at least %d", errInconsistent, result.Chunks, chunks, result.Series, series)
 	}
 	return nil
 }
@@ -223,8 +224,8 @@ func checkOutput(ctx context.Context, dir string, inputs []input, metas []*tsdb.
 // checkEmpty checks that nothing was expected of inputs that led to no block.
 func checkEmpty(inputs []input) error {
 	for _, in := range inputs {
-		if in.chunks > 0 && in.tombstones == 0 {
-			return fmt.Errorf("%w: it is empty, block %s has %d chunks", errInconsistent, in.id, in.chunks)
+		if in.Chunks > 0 && in.Tombstones == 0 {
+			return fmt.Errorf("%w: it is empty, block %s has %d chunks", errInconsistent, in.id, in.Chunks)
 		}
 	}
 	return nil

@@ -1,14 +1,10 @@
 package compactor
 
 import (
-	"context"
-	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -80,26 +76,6 @@ func TestADamagedBlockIsQuarantinedAndTheOthersAreCompacted(t *testing.T) {
 	}
 }
 
-func TestNoFlippedBitEndsTheProcessOrChangesASample(t *testing.T) {
-	whole := blocktest.Write(t, t.TempDir(), 0, 2*hour, everyKind(0, hour)...)
-	want := blocktest.Samples(t, whole)
-	for _, file := range []string{"index", "chunks/000001", "tombstones"} {
-		text, err := os.ReadFile(filepath.Join(whole, file))
-		require.NoError(t, err)
-		for at := 0; at < len(text); at += max(1, len(text)/300) {
-			dir := filepath.Join(t.TempDir(), filepath.Base(whole))
-			require.NoError(t, os.CopyFS(dir, os.DirFS(whole)))
-			rewrite(t, filepath.Join(dir, file), func(text []byte) []byte { text[at] ^= 0x10; return text })
-			if _, err := verify(t.Context(), dir, true); err != nil {
-				require.ErrorIs(t, err, errDamaged)
-				continue
-			}
-			// What no checksum covers must not matter either.
-			require.Equal(t, want, blocktest.Samples(t, dir), "bit in byte %d of %s", at, file)
-		}
-	}
-}
-
 func TestADamagedMetaIsReportedOnceAndItsBlockKept(t *testing.T) {
 	f := newFixture(t)
 	id := f.upload(t, 0, 2*hour, blocktest.Floats("a", 0, 2*hour, step))
@@ -112,15 +88,6 @@ func TestADamagedMetaIsReportedOnceAndItsBlockKept(t *testing.T) {
 	require.Equal(t, 1, strings.Count(f.log.String(), "level=ERROR"))
 	require.InDelta(t, 1, testutil.ToFloat64(f.metrics.quarantined), 0)
 	require.InDelta(t, 1, testutil.ToFloat64(f.metrics.quarantinedNow), 0)
-}
-
-func TestAResultIsNotTakenForWholeIfTheEndOfASegmentIsMissing(t *testing.T) {
-	dir := blocktest.Write(t, t.TempDir(), 0, 2*hour, blocktest.Floats("a", 0, 2*hour, step))
-	_, err := verify(t.Context(), dir, false)
-	require.NoError(t, err)
-	rewrite(t, filepath.Join(dir, "chunks", "000001"), func(text []byte) []byte { return text[:len(text)-1] })
-	_, err = verify(t.Context(), dir, false)
-	require.ErrorIs(t, err, errDamaged)
 }
 
 func TestABlockThatBecameWholeSinceItWasListedIsNeitherReportedNorDeleted(t *testing.T) {
@@ -160,15 +127,4 @@ func TestAWorkDirectoryThatCannotBeWrittenQuarantinesNothing(t *testing.T) {
 	require.NoError(t, f.RunOnce(t.Context()))
 	require.Len(t, f.visible(t), 1)
 	require.InDelta(t, 0, testutil.ToFloat64(f.metrics.backlog), 0)
-}
-
-func TestErrorsOfTheMachineAreNotTheFaultOfABlock(t *testing.T) {
-	for _, err := range []error{
-		&os.PathError{Op: "write", Path: "x", Err: syscall.ENOSPC},
-		fmt.Errorf("open: %w", &os.PathError{Op: "open", Path: "x", Err: syscall.EMFILE}),
-		context.Canceled,
-	} {
-		require.NotErrorIs(t, damaged(err), errDamaged, "%v", err)
-	}
-	require.ErrorIs(t, damaged(errors.New("invalid checksum")), errDamaged)
 }
