@@ -7,9 +7,14 @@ import (
 	"slices"
 
 	"github.com/oklog/ulid/v2"
+	"github.com/prometheus/prometheus/tsdb"
 )
 
-const extensionVersion = 1
+const (
+	extensionVersion = 1
+	// MaxShards bounds the shards of a tenant.
+	MaxShards = 1 << 16
+)
 
 // Extension is what Hundredfold adds to the meta.json of a block, under the key
 // "hundredfold". Prometheus ignores it, and drops it when it compacts the block.
@@ -21,6 +26,10 @@ type Extension struct {
 	ExternalLabels map[string]string `json:"external_labels,omitempty"`
 	// Deletions are the deletions of series whose samples are not in the block any more.
 	Deletions []ulid.ULID `json:"deletions,omitempty"`
+	// Sources are the sources of a block that has only the series of its shard of some of
+	// them. Its meta.json names the block itself as its only source then, so that whoever
+	// knows no shards takes none of those sources for superseded.
+	Sources []ulid.ULID `json:"sources,omitempty"`
 }
 
 // Shard names the series whose labels.StableHash is Index modulo Count.
@@ -33,6 +42,14 @@ type Shard struct {
 // Contains tells whether all series of other are series of s.
 func (s Shard) Contains(other Shard) bool {
 	return other.Count%s.Count == 0 && other.Index%s.Count == s.Index
+}
+
+// Overlaps tells whether there are series that are of both shards.
+func (s Shard) Overlaps(other Shard) bool { return s.Contains(other) || other.Contains(s) }
+
+// Halves returns the two shards that the series of s are of when there are twice as many.
+func (s Shard) Halves() [2]Shard {
+	return [2]Shard{{Index: s.Index, Count: 2 * s.Count}, {Index: s.Index + s.Count, Count: 2 * s.Count}}
 }
 
 // All is the shard of all series.
@@ -61,10 +78,37 @@ func parseExtension(text []byte) (Extension, error) {
 	if e.Version != extensionVersion {
 		return Extension{}, fmt.Errorf("its extension has version %d, this build reads %d", e.Version, extensionVersion)
 	}
-	if s := e.Shard; s != nil && (s.Count == 0 || s.Count&(s.Count-1) != 0 || s.Index >= s.Count) {
+	if s := e.Shard; s != nil && (s.Count == 0 || s.Count > MaxShards || s.Count&(s.Count-1) != 0 || s.Index >= s.Count) {
 		return Extension{}, fmt.Errorf("its extension names shard %d of %d", s.Index, s.Count)
 	}
 	return e, nil
+}
+
+// DecodeMeta decodes and checks the meta.json of the block of that name.
+func DecodeMeta(block ulid.ULID, text []byte) (*tsdb.BlockMeta, Extension, error) {
+	return parseMeta(block, text)
+}
+
+// EncodeMeta returns the text of the meta.json of a block. Sources in the meta and in the
+// extension end up where readers expect them: see Extension.Sources.
+func EncodeMeta(meta tsdb.BlockMeta, e Extension) ([]byte, error) {
+	meta.Version = metaVersion
+	if len(e.Sources) > 0 {
+		meta.Compaction.Sources = []ulid.ULID{meta.ULID}
+	}
+	text, err := json.Marshal(meta)
+	if err != nil {
+		return nil, fmt.Errorf("encode meta.json of block %s: %w", meta.ULID, err)
+	}
+	if e.isEmpty() {
+		// As any Prometheus writes it.
+		return json.MarshalIndent(meta, "", "\t")
+	}
+	return AddExtension(text, e)
+}
+
+func (e Extension) isEmpty() bool {
+	return e.Shard == nil && len(e.ExternalLabels)+len(e.Deletions)+len(e.Sources) == 0
 }
 
 // AddExtension returns the text of a meta.json with the extension e instead of the one

@@ -1,6 +1,7 @@
 package blockstore
 
 import (
+	"cmp"
 	"slices"
 
 	"github.com/oklog/ulid/v2"
@@ -9,7 +10,7 @@ import (
 
 // Sources returns the blocks that a block was made of, those that nothing was
 // merged into: its own sources, or itself if its meta names none, as some tools
-// leave it.
+// leave it. Of the meta of a listed block they are those of Extension.Sources.
 func Sources(meta tsdb.BlockMeta) []ulid.ULID {
 	if len(meta.Compaction.Sources) == 0 {
 		return []ulid.ULID{meta.ULID}
@@ -17,70 +18,134 @@ func Sources(meta tsdb.BlockMeta) []ulid.ULID {
 	return meta.Compaction.Sources
 }
 
-// Superseded returns the blocks whose samples are all in another one, each with
-// that other one. It is the one rule by which readers ignore a block and the
-// compactor marks it as compacted, so that a sample is neither lost nor doubled at
-// any step of a compaction: all sources of the block are sources of the other one.
-// With equal sources the block of the higher compaction level stays, then the older one.
+// Superseded returns the blocks whose samples are all in others, each with one of
+// those. It is the one rule by which readers ignore a block and the compactor marks
+// it as compacted, so that a sample is neither lost nor doubled at any step of a
+// compaction.
+//
+// A block holds, of each of its sources, the series of its shard. The others must have
+// all its sources and go before it, and their shards together must hold all series of
+// its shard: one block with the same or a wider shard, or all parts that it was split
+// into. Of two blocks with the same sources the one of the higher compaction level goes
+// before the other, then the older one; a block with more sources goes before one that
+// has some of them. So there is an order, no two blocks supersede each other, and the
+// first block in it of those that hold some sample is never superseded.
 //
 // A block that must not be compacted supersedes nothing, since it may be damaged,
 // not even with equal sources; nor does one that retention has hidden.
 func Superseded(blocks map[ulid.ULID]Block) map[ulid.ULID]ulid.ULID {
-	order := make([]ulid.ULID, 0, len(blocks))
-	for id := range blocks {
-		order = append(order, id)
-	}
-	slices.SortFunc(order, ulid.ULID.Compare)
-
-	// holders lists, for each source, the blocks that have it.
-	holders := make(map[ulid.ULID][]ulid.ULID, len(blocks))
-	for _, id := range order {
-		block := blocks[id]
-		if block.NoCompact != nil || block.Deletion != nil && block.Deletion.Reason == DeletionRetention {
-			continue
-		}
-		for _, source := range Sources(block.Meta) {
-			holders[source] = append(holders[source], id)
-		}
-	}
+	lineage := NewLineage(blocks)
 	superseded := make(map[ulid.ULID]ulid.ULID)
-	for _, id := range order {
-		sources := Sources(blocks[id].Meta)
-		for _, other := range holders[sources[0]] {
-			if other != id && covers(blocks[other], blocks[id]) {
-				superseded[id] = other
-				break
-			}
+	for id, block := range blocks {
+		if by, ok := lineage.Covered(id, block.Shard()); ok {
+			superseded[id] = by
 		}
 	}
 	return superseded
 }
 
-// covers tells whether a has all sources of b and, if they are the same, goes before b.
-func covers(a, b Block) bool {
-	inA, inB := sourceSet(a.Meta), sourceSet(b.Meta)
-	for source := range inB {
-		if _, ok := inA[source]; !ok {
+// Lineage knows which blocks of a tenant hold the samples of which others. It is
+// immutable.
+type Lineage struct {
+	blocks map[ulid.ULID]Block
+	// sources are those of each block in order, each once.
+	sources map[ulid.ULID][]ulid.ULID
+	// holders lists, for each source, the blocks with it that may supersede others, in
+	// order of name.
+	holders map[ulid.ULID][]ulid.ULID
+}
+
+// NewLineage returns the lineage of blocks, which must not change.
+func NewLineage(blocks map[ulid.ULID]Block) *Lineage {
+	l := &Lineage{
+		blocks:  blocks,
+		sources: make(map[ulid.ULID][]ulid.ULID, len(blocks)),
+		holders: make(map[ulid.ULID][]ulid.ULID, len(blocks)),
+	}
+	order := make([]ulid.ULID, 0, len(blocks))
+	for id := range blocks {
+		order = append(order, id)
+	}
+	slices.SortFunc(order, ulid.ULID.Compare)
+	for _, id := range order {
+		block := blocks[id]
+		sources := slices.Clone(Sources(block.Meta))
+		slices.SortFunc(sources, ulid.ULID.Compare)
+		l.sources[id] = slices.Compact(sources)
+		if block.NoCompact != nil || block.Deletion != nil && block.Deletion.Reason == DeletionRetention {
+			continue
+		}
+		for _, source := range l.sources[id] {
+			l.holders[source] = append(l.holders[source], id)
+		}
+	}
+	return l
+}
+
+// Covered tells whether the samples that a block has of the series of a shard are all in
+// other blocks, which go before it, and names the first of those.
+func (l *Lineage) Covered(id ulid.ULID, shard Shard) (by ulid.ULID, ok bool) {
+	var (
+		parts []Shard
+		first ulid.ULID
+	)
+	for _, other := range l.holders[l.sources[id][0]] {
+		if part := l.blocks[other].Shard(); other != id && part.Overlaps(shard) && l.precedes(other, id) {
+			if part.Contains(shard) {
+				return other, true
+			}
+			if len(parts) == 0 {
+				first = other
+			}
+			parts = append(parts, part)
+		}
+	}
+	return first, unionContains(parts, shard)
+}
+
+// precedes tells whether block a has all sources of b and goes before it.
+func (l *Lineage) precedes(a, b ulid.ULID) bool {
+	inA, inB := l.sources[a], l.sources[b]
+	if len(inA) < len(inB) || !isSubset(inB, inA) {
+		return false
+	}
+	blockA, blockB := l.blocks[a], l.blocks[b]
+	return len(inA) > len(inB) || blockB.NoCompact != nil || cmp.Or(
+		cmp.Compare(blockB.Meta.Compaction.Level, blockA.Meta.Compaction.Level),
+		a.Compare(b),
+	) < 0
+}
+
+// isSubset tells whether all of a are in b; both are in order.
+func isSubset(a, b []ulid.ULID) bool {
+	for _, id := range a {
+		at, ok := slices.BinarySearchFunc(b, id, ulid.ULID.Compare)
+		if !ok {
+			return false
+		}
+		b = b[at+1:]
+	}
+	return true
+}
+
+// unionContains tells whether each series of whole is in one of parts.
+func unionContains(parts []Shard, whole Shard) bool {
+	var inside []Shard
+	for _, part := range parts {
+		if part.Contains(whole) {
+			return true
+		}
+		if whole.Contains(part) {
+			inside = append(inside, part)
+		}
+	}
+	if len(inside) < 2 {
+		return false
+	}
+	for _, half := range whole.Halves() {
+		if !unionContains(inside, half) {
 			return false
 		}
 	}
-	levelA, levelB := a.Meta.Compaction.Level, b.Meta.Compaction.Level
-	switch {
-	case len(inA) != len(inB):
-		return true
-	case b.NoCompact != nil:
-		return true
-	case levelA != levelB:
-		return levelA > levelB
-	default:
-		return a.Meta.ULID.Compare(b.Meta.ULID) < 0
-	}
-}
-
-func sourceSet(meta tsdb.BlockMeta) map[ulid.ULID]struct{} {
-	set := make(map[ulid.ULID]struct{}, len(meta.Compaction.Sources))
-	for _, source := range Sources(meta) {
-		set[source] = struct{}{}
-	}
-	return set
+	return true
 }

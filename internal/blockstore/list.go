@@ -275,9 +275,12 @@ func parseMeta(block ulid.ULID, text []byte) (*tsdb.BlockMeta, Extension, error)
 	case meta.ULID != block:
 		return nil, Extension{}, fmt.Errorf("%w of block %s: it is that of block %s", errCorruptMeta, block, meta.ULID)
 	case meta.Version != metaVersion:
-		return nil, Extension{}, fmt.Errorf("%w of block %s: version %d is not %d", errCorruptMeta, block, meta.Version, metaVersion)
+		return nil, Extension{}, fmt.Errorf("%w of block %s: it has version %d, this build reads %d", errCorruptMeta, block, meta.Version, metaVersion)
 	case meta.MinTime > meta.MaxTime:
 		return nil, Extension{}, fmt.Errorf("%w of block %s: minTime %d is after maxTime %d", errCorruptMeta, block, meta.MinTime, meta.MaxTime)
+	}
+	if len(extension.Sources) > 0 {
+		meta.Compaction.Sources = extension.Sources
 	}
 	return &meta, extension, nil
 }
