@@ -51,6 +51,8 @@ type Config struct {
 	Parent string
 	// Rechunk joins chunks of floats.
 	Rechunk bool
+	// KeepEmpty writes blocks that have no series, too. They say that there are none.
+	KeepEmpty bool
 	// Progress is told how many samples of the inputs were passed by since the last call;
 	// nil: nobody is. It MUST NOT block.
 	Progress func(samples uint64)
@@ -63,8 +65,8 @@ type Pending struct {
 }
 
 // Write reads inputs, in one pass, and writes a block for each spec that there are
-// samples for; the result, in the order of specs, is to be committed or discarded one by
-// one. The ranges of all specs must be the same. After an error nothing is left.
+// samples for, or all with KeepEmpty; the result, in the order of specs, is to be
+// committed or discarded one by one. The ranges of all specs must be the same. After an error nothing is left.
 //
 // A panic of a decoder, which damaged inputs can cause, becomes an error.
 func Write(ctx context.Context, cfg Config, inputs []tsdb.BlockReader, specs []Spec) (result []*Pending, err error) {
@@ -192,8 +194,12 @@ func (w *writing) finish() ([]*Pending, error) {
 		errs   []error
 	)
 	for _, o := range w.outputs {
+		empty := o.Meta.Stats.NumSamples == 0
+		if empty && w.cfg.KeepEmpty {
+			errs = append(errs, o.chunks.WriteChunks()) // a segment without chunks
+		}
 		errs = append(errs, o.close())
-		if o.Meta.Stats.NumSamples == 0 {
+		if empty && !w.cfg.KeepEmpty {
 			errs = append(errs, os.RemoveAll(o.temporary))
 			continue
 		}

@@ -176,6 +176,21 @@ func TestDeletedSamplesAreLeftOutAndEmptyBlocksNotWritten(t *testing.T) {
 	require.Empty(t, write(t, blockwriter.Config{}, open(t, dirs...), spec(9, 0, 2*hour, nil)))
 }
 
+func TestABlockWithoutSeriesCanBeWritten(t *testing.T) {
+	dirs := []string{blocktest.Write(t, t.TempDir(), 0, 2*hour, blocktest.Floats("alone", 0, 2*hour, step))}
+	shard := func(i uint64) *blockstore.Shard { return &blockstore.Shard{Index: i, Count: 2} }
+	halves := write(t, blockwriter.Config{KeepEmpty: true}, open(t, dirs...), spec(9, 0, 2*hour, shard(0)), spec(10, 0, 2*hour, shard(1)))
+	require.Len(t, halves, 2)
+	require.Equal(t, blocktest.Samples(t, dirs...), blocktest.Samples(t, halves...))
+	bucket, err := blockstore.OpenFilesystem(t.TempDir())
+	require.NoError(t, err)
+	for _, dir := range halves {
+		require.NoError(t, blockstore.New(bucket, nil).Upload(t.Context(), "acme", dir), "it can be uploaded like any other")
+	}
+	again := write(t, blockwriter.Config{Rechunk: true}, open(t, halves...), spec(11, 0, 2*hour, nil))
+	require.Equal(t, blocktest.Samples(t, dirs...), blocktest.Samples(t, again...))
+}
+
 func TestAHeadIsWrittenAsShardsWithItsLateSamples(t *testing.T) {
 	options := tsdb.DefaultOptions()
 	options.FloatChunkEncoding = chunkenc.EncXOR2

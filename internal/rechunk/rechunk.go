@@ -21,6 +21,7 @@ package rechunk
 
 import (
 	"fmt"
+	"math"
 
 	"github.com/prometheus/prometheus/tsdb/chunkenc"
 	"github.com/prometheus/prometheus/tsdb/chunks"
@@ -107,7 +108,26 @@ func (j *Joiner) joinRun(run []chunks.Meta) error {
 	for from, to := range pieces(j.st) {
 		chunk := chunkenc.NewXOR2Chunk()
 		chunk.Reset(j.encode.encode(j.st[from:to], j.t[from:to], j.v[from:to]))
+		if err := j.compare(chunk, from, to); err != nil {
+			return err
+		}
 		j.out = append(j.out, chunks.Meta{MinTime: j.t[from], MaxTime: j.t[to-1], Chunk: chunk})
+	}
+	return nil
+}
+
+// compare checks that Prometheus's decoder makes of a chunk what was encoded. What the
+// samples were taken from will be deleted, and this costs a quarter of the time at most.
+func (j *Joiner) compare(chunk chunkenc.Chunk, from, to int) error {
+	j.it = chunk.Iterator(j.it)
+	for i := from; i < to; i++ {
+		if j.it.Next() != chunkenc.ValFloat {
+			return fmt.Errorf("BUG: encoded %d samples from %d on, of which %d are decoded: %w", to-from, j.t[from], i-from, j.it.Err())
+		}
+		t, v := j.it.At()
+		if t != j.t[i] || math.Float64bits(v) != math.Float64bits(j.v[i]) || j.it.AtST() != j.st[i] {
+			return fmt.Errorf("BUG: the sample at %d is decoded as another one than was encoded", j.t[i])
+		}
 	}
 	return nil
 }

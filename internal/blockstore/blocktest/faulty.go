@@ -102,3 +102,11 @@ func (b *Faulty) Attributes(ctx context.Context, name string) (objstore.ObjectAt
 	}
 	return b.Bucket.Attributes(ctx, name)
 }
+
+// GetRange implements objstore.Bucket.
+func (b *Faulty) GetRange(ctx context.Context, name string, offset, length int64) (io.ReadCloser, error) {
+	if err := b.call(); err != nil {
+		return nil, err
+	}
+	return b.Bucket.GetRange(ctx, name, offset, length)
+}
