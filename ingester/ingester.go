@@ -15,7 +15,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"sync"
@@ -64,6 +63,8 @@ type Config struct {
 	MaintenanceInterval time.Duration `yaml:"-"`
 	// InstanceID sets the cuts of replicas apart in time.
 	InstanceID string `yaml:"-"`
+	// Adopted is a folder of Prometheus's that is a tenant's; nil: there is none.
+	Adopted *Adopted `yaml:"-"`
 }
 
 // DefaultConfig returns the Config that suits most.
@@ -183,7 +184,7 @@ func open(ctx context.Context, cfg Config, deps Deps, now func() time.Time) (*In
 	}
 	i.metrics = newMetrics(deps.Registerer, i)
 	i.mu.tenants = map[tenant.ID]*tenantDB{}
-	ids, err := tenantsOnDisk(cfg.Dir)
+	ids, err := tenantsOnDisk(cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -209,14 +210,17 @@ func open(ctx context.Context, cfg Config, deps Deps, now func() time.Time) (*In
 	return i, nil
 }
 
-func tenantsOnDisk(dir string) ([]tenant.ID, error) {
-	entries, err := os.ReadDir(dir)
+func tenantsOnDisk(cfg Config) ([]tenant.ID, error) {
+	entries, err := os.ReadDir(cfg.Dir)
 	if err != nil {
 		return nil, fmt.Errorf("list tenants: %w", err)
 	}
 	var ids []tenant.ID
+	if cfg.Adopted != nil {
+		ids = append(ids, cfg.Adopted.Tenant)
+	}
 	for _, e := range entries {
-		if id, err := tenant.Parse(e.Name()); err == nil && e.IsDir() {
+		if id, err := tenant.Parse(e.Name()); err == nil && e.IsDir() && !slices.Contains(ids, id) {
 			ids = append(ids, id)
 		}
 	}
@@ -460,6 +464,12 @@ func (i *Ingester) remove(t *tenantDB) error {
 	if held := t.held.Load(); held != nil {
 		i.released(held.shipped.from())
 	}
+	if adopted := t.adopted(); adopted != nil {
+		if err := adopted.empty(); err != nil {
+			return fmt.Errorf("remove what an idle tenant keeps in the directory of a Prometheus: %w", err)
+		}
+		return nil
+	}
 	if err := os.RemoveAll(t.dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove the folder of an idle tenant: %w", err)
 	}
@@ -490,7 +500,7 @@ func (i *Ingester) close() error {
 func (i *Ingester) newTenantDB(id tenant.ID) *tenantDB {
 	return &tenantDB{
 		id:  id,
-		dir: filepath.Join(i.cfg.Dir, string(id)),
+		dir: i.cfg.dirOf(id),
 		ing: i,
 		log: i.logger.With("tenant", id),
 

@@ -196,6 +196,12 @@ func (t *tenantDB) deletable(db *tsdb.DB, blocks []*tsdb.Block) map[ulid.ULID]st
 		meta := b.Meta()
 		settled := t.retiring.Load() || meta.MaxTime <= t.oldestLate(db)
 		age, uploaded := t.shipped.since(meta.ULID, now)
+		if t.adopted().keeps(meta.ULID) {
+			if uploaded && t.outlived(meta, now) {
+				out[meta.ULID] = struct{}{}
+			}
+			continue
+		}
 		if settled && uploaded && age >= t.ing.deps.KeepUploaded && t.ing.deps.Visible(t.id, meta.ULID) {
 			out[meta.ULID] = struct{}{}
 		}
@@ -218,13 +224,32 @@ func (t *tenantDB) blocksToDelete(blocks []*tsdb.Block) map[ulid.ULID]struct{} {
 	return doomed
 }
 
-// shipHeld uploads the local blocks that the bucket lacks. use is held shared.
+// shipFor bounds how long one round of maintenance uploads: a directory that was adopted
+// may hold years, and heads are to be cut meanwhile.
+const shipFor = 30 * time.Second
+
+// shipSome uploads local blocks that the bucket lacks, and leaves the rest to the next
+// round if it takes long. use is held shared.
+func (t *tenantDB) shipSome(ctx context.Context, db *tsdb.DB) error {
+	return t.ship(ctx, db, t.ing.now().Add(shipFor))
+}
+
+// shipHeld uploads all local blocks that the bucket lacks. use is held shared.
 func (t *tenantDB) shipHeld(ctx context.Context, db *tsdb.DB) error {
+	return t.ship(ctx, db, time.Time{})
+}
+
+// ship uploads until a time, the zero time for ever. The newest blocks go first: they are
+// the ones that nobody else has, and that make room.
+func (t *tenantDB) ship(ctx context.Context, db *tsdb.DB, until time.Time) error {
 	var errs []error
-	for _, b := range db.Blocks() {
+	for _, b := range slices.Backward(db.Blocks()) {
 		id := b.Meta().ULID
 		if t.shipped.has(id) {
 			continue
+		}
+		if !until.IsZero() && t.ing.now().After(until) {
+			break
 		}
 		if err := t.upload(ctx, b.Dir()); err != nil {
 			t.ing.metrics.uploadFailures.Inc()

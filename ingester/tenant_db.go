@@ -139,6 +139,12 @@ func (t *tenantDB) openNewLocked() error {
 		return err
 	}
 	db.DisableCompactions() // We drive them: see maintain.
+	if t.adopted() != nil {
+		if err := removeSnapshots(t.dir); err != nil {
+			g.release()
+			return errors.Join(err, closeTSDB(db))
+		}
+	}
 	g.open.Store(true)
 	g.created.Store(0)
 	t.db, t.gate, t.meta, t.shipped, t.placements = db, g, meta, sh, pl
@@ -194,6 +200,9 @@ func (t *tenantDB) options(g *gate) *tsdb.Options {
 	// gives up on the process if it is. maintain does its work instead.
 	o.BlockReloadInterval = math.MaxInt64
 	o.BlocksToDelete = t.blocksToDelete
+	if t.adopted() != nil {
+		plainly(o)
+	}
 	return o
 }
 
@@ -283,7 +292,7 @@ func (t *tenantDB) maintain(ctx context.Context) error {
 	idle := t.ing.now().Sub(time.Unix(0, t.lastPush.Load())) >= t.ing.cfg.IdleTimeout
 	t.retiring.Store(idle)
 	// What relieves the disk goes on when it is full: uploads and deletions.
-	err = errors.Join(t.cut(ctx, db, idle), t.shipHeld(ctx, db), t.meta.save(), t.deleteShipped(ctx, db), t.tidyPlacements(db))
+	err = errors.Join(t.cut(ctx, db, idle), t.shipSome(ctx, db), t.meta.save(), t.deleteShipped(ctx, db), t.tidyPlacements(db))
 	release()
 	if err == nil && idle {
 		err = t.retire()
@@ -333,7 +342,8 @@ func (t *tenantDB) retire() error {
 		return nil // In use; the next round tries again.
 	}
 	defer t.use.Unlock()
-	if t.db == nil || headHasSamples(t.db) || len(t.db.Blocks()) > 0 {
+	// A directory that was adopted stays as it is, for a Prometheus that goes on with it.
+	if t.db == nil || headHasSamples(t.db) || len(t.db.Blocks()) > 0 || t.adopted() != nil {
 		return nil
 	}
 	// Its placements stay known for a while, since other members may not have

@@ -30,6 +30,9 @@ func (p *process) openIngester(ctx context.Context, c *coverage) (*ingester.Inge
 	p.readiness.Wait("ingester", fmt.Sprintf("replaying the write-ahead logs of %d tenants", tenants))
 	cfg := p.cfg.Ingester
 	cfg.InstanceID = p.data.ID
+	if cfg.Adopted, err = p.adopt(); err != nil {
+		return nil, err
+	}
 	deps := ingester.Deps{
 		Store:      p.store,
 		Limits:     p.reloader.limits.of,

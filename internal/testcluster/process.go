@@ -141,6 +141,9 @@ func (p *Process) AwaitReady() {
 // Running reports whether the process was started and not ended by the test.
 func (p *Process) Running() bool { return p.program != nil && p.program.PID() != 0 }
 
+// Alive returns an error if the process does not run, with how it ended.
+func (p *Process) Alive() error { return p.program.Alive() }
+
 // PID returns the process's id.
 func (p *Process) PID() int { return p.program.PID() }
 
