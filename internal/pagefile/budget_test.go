@@ -94,3 +94,51 @@ func TestConfigurationThatCannotWorkIsRefused(t *testing.T) {
 	require.ErrorContains(t, err, "no directory")
 	require.ErrorContains(t, err, "at least 67108864 (64 MiB)")
 }
+
+// fill makes the disk full until enough of the cache was evicted.
+func (c testCache) fill(free func() bool) {
+	c.writeAt = func(disk *os.File, p []byte, offset int64) (int, error) {
+		if !free() {
+			return 0, &os.PathError{Op: "write", Path: disk.Name(), Err: syscall.ENOSPC}
+		}
+		return disk.WriteAt(p, offset)
+	}
+}
+
+func TestFullDiskTakesTheSpaceOfFilesThatNobodyUses(t *testing.T) {
+	c := newCache(t, t.TempDir(), nil)
+	old, r := newRemote(pageSize, 1), newRemote(2*pageSize, 2)
+	f := c.file("old", old)
+	load(t, f, 0, f.Size())
+	f.Release()
+	c.fill(func() bool { return !c.has("old") })
+
+	f = c.file("new", r)
+	defer f.Release()
+	load(t, f, 0, f.Size())
+	requireBytes(t, f, r, 0, f.Size())
+	require.Equal(t, diskBytes(t, c.dir), c.usedBytes())
+}
+
+func TestFullDiskFailsTheLoadAndNothingElse(t *testing.T) {
+	c := newCache(t, t.TempDir(), nil)
+	r := newRemote(4*pageSize, 1)
+	f := c.file("k", r)
+	defer f.Release()
+	load(t, f, pageSize, 2*pageSize)
+	used := c.usedBytes()
+	full := true
+	c.fill(func() bool { return !full })
+
+	_, err := f.Load(t.Context(), Range{0, r.size()})
+	require.ErrorIs(t, err, syscall.ENOSPC)
+	require.ErrorContains(t, err, "free space in "+c.dir+", or give the cache less")
+	requireBytes(t, f, r, pageSize, 2*pageSize)
+	_, err = f.ReadAt(make([]byte, 1), 0)
+	require.ErrorIs(t, err, ErrNotResident)
+	require.InDelta(t, used, c.usedBytes(), 4*entrySize)
+
+	full = false
+	require.Equal(t, r.size(), load(t, f, 0, r.size()), "in one request, over the page that is there")
+	requireBytes(t, f, r, 0, r.size())
+}

@@ -162,9 +162,9 @@ func (f *file) land(flight *flight, p []byte) error {
 
 // store writes p, the pages of s, and then their checksums, and makes the pages resident.
 func (f *file) store(disk *os.File, s span, p []byte, journal int64) error {
-	_, err := disk.WriteAt(p, dataStart+s.first*pageSize)
+	_, err := f.cache.writeAt(disk, p, dataStart+s.first*pageSize)
 	if isFull(err) && f.cache.reclaim(int64(len(p))) {
-		_, err = disk.WriteAt(p, dataStart+s.first*pageSize)
+		_, err = f.cache.writeAt(disk, p, dataStart+s.first*pageSize)
 	}
 	if isFull(err) {
 		return fmt.Errorf("the disk of the page cache is full, though its budget is not: free space in %s, or give the cache less: %w", f.cache.cfg.Dir, err)
@@ -179,7 +179,7 @@ func (f *file) store(disk *os.File, s span, p []byte, journal int64) error {
 		p = p[n:]
 	}
 	// Without its checksum a page serves this process, and is absent for the next one.
-	if _, err := disk.WriteAt(entries, journal); err != nil {
+	if _, err := f.cache.writeAt(disk, entries, journal); err != nil {
 		f.cache.metrics.unrecorded.Add(float64(s.pages()))
 	}
 	f.mu.Lock()

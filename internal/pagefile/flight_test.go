@@ -3,6 +3,7 @@ package pagefile
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -242,14 +243,13 @@ func TestSlowRequestIsAskedASecondTime(t *testing.T) {
 		}
 		require.Zero(t, count(c.metrics.hedges), "no request was slower than the others")
 
-		stuck := true
-		r.before = func(ctx context.Context, asked Range) error {
-			if stuck {
-				stuck = false
+		var asked atomic.Int64
+		r.before = func(ctx context.Context, what Range) error {
+			if asked.Add(1) == 1 {
 				<-ctx.Done()
 				return ctx.Err()
 			}
-			return slow(20*time.Millisecond)(ctx, asked)
+			return slow(20*time.Millisecond)(ctx, what)
 		}
 		start := time.Now()
 		load(t, f, 150*pageSize, 150*pageSize+1)

@@ -27,6 +27,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -103,6 +104,8 @@ type Cache struct {
 	slots   *semaphore.Weighted // bounds requests and the memory of their buffers
 	buffers []sync.Pool         // by class, see lease
 	hedges  *hedger
+	// writeAt is (*os.File).WriteAt; tests put a full disk in its place.
+	writeAt func(disk *os.File, p []byte, offset int64) (int, error)
 
 	// work counts the goroutines that fetch.
 	work sync.WaitGroup
@@ -136,6 +139,7 @@ func open(cfg Config, tuning tuning, logger *slog.Logger, reg prometheus.Registe
 		slots:   semaphore.NewWeighted(tuning.maxInFlight),
 		buffers: make([]sync.Pool, bufferClass(tuning.maxRequest)+1),
 		hedges:  newHedger(tuning),
+		writeAt: (*os.File).WriteAt,
 	}
 	c.mu.files = map[string]*file{}
 	c.mu.idle = list.New()
