@@ -38,10 +38,14 @@ type options struct {
 	history history.Config
 	store   slowstore.Config
 	listen  string
+	work    string // directory of one measurement
+	rounds  int
+	peer    bool // whether Prometheus is measured, too
 }
 
 func command(ctx context.Context, args []string) error {
 	commands := map[string]func(context.Context, options) error{
+		"bench":    bench,
 		"generate": generate,
 		"serve":    serve,
 	}
@@ -66,7 +70,10 @@ func parse(name string, args []string) (options, error) {
 	h := &o.history
 	set := flag.NewFlagSet("history "+name, flag.ExitOnError)
 	set.StringVar(&o.bin, "bin", ".bin", "`DIRECTORY` of the programs")
-	set.StringVar(&o.dir, "dir", ".bin/history", "`DIRECTORY` of the histories")
+	set.StringVar(&o.dir, "dir", ".bin/history", "`DIRECTORY` of the history")
+	set.StringVar(&o.work, "work", "", "`DIRECTORY` of the measurement itself, beside --dir by default; removed in the end")
+	set.IntVar(&o.rounds, "rounds", 3, "how often each query is asked: the median counts")
+	set.BoolVar(&o.peer, "prometheus", false, "measure a Prometheus on the same blocks, from local disk, too")
 	set.StringVar(&o.listen, "listen", "127.0.0.1:9011", "`HOST:PORT` of the slow store")
 	set.DurationVar(&o.store.Latency, "latency", o.store.Latency, "`TIME` that each request to the store takes")
 	set.Int64Var(&o.store.BytesPerSecond, "bandwidth", o.store.BytesPerSecond, "`BYTES` per second of the store; 0: no bound")
@@ -78,6 +85,7 @@ func parse(name string, args []string) (options, error) {
 	set.DurationVar(&h.Block, "block", h.Block, "length of a block")
 	set.StringVar(&encoding, "encoding", "xor2", "encoding of the chunks: xor or xor2")
 	set.IntVar(&h.ChunkSamples, "chunk-samples", h.ChunkSamples, "samples of a chunk: 120 as an ingester cuts them")
+	set.BoolVar(&h.Joined, "joined", false, "join the chunks as the compactor does")
 	set.BoolVar(&h.Plain, "plain", false, "take the series that loadgen sends, instead of the mix of the measured queries")
 	if err := set.Parse(args); err != nil {
 		return o, err

@@ -79,7 +79,7 @@ func (s *objectStore) yaml() string {
 
 func (s *objectStore) stop() error {
 	err := s.front.Close()
-	_ = <-s.failed // it says that it was closed
+	_ = <-s.failed      // it says that it was closed
 	_ = s.server.Stop() // it ends by the signal that stops it
 	return err
 }

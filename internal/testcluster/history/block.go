@@ -17,6 +17,8 @@ import (
 	"github.com/prometheus/prometheus/tsdb/chunkenc"
 	"github.com/prometheus/prometheus/tsdb/chunks"
 	"github.com/prometheus/prometheus/tsdb/index"
+
+	"github.com/hundredfold/hundredfold/internal/rechunk"
 )
 
 // headBlock is the length of the blocks that an ingester cuts, and that longer ones
@@ -31,6 +33,7 @@ type blockWriter struct {
 	symbols    []string
 	stats      tsdb.BlockStats
 	chunkMetas []chunks.Meta
+	joiner     rechunk.Joiner
 }
 
 // write writes the block into a folder of dir and returns how many samples it holds.
@@ -108,18 +111,24 @@ func (b *blockWriter) writeData(ctx context.Context, dir string) (err error) {
 		if err := b.encode(s); err != nil {
 			return err
 		}
-		if len(b.chunkMetas) == 0 {
+		metas := b.chunkMetas
+		if len(metas) == 0 {
 			continue
 		}
-		if err := cw.WriteChunks(b.chunkMetas...); err != nil {
+		if b.cfg.Joined {
+			if metas, err = b.joiner.Join(metas); err != nil {
+				return err
+			}
+		}
+		if err := cw.WriteChunks(metas...); err != nil {
 			return err
 		}
-		if err := iw.AddSeries(ref, s.labels, b.chunkMetas...); err != nil {
+		if err := iw.AddSeries(ref, s.labels, metas...); err != nil {
 			return err
 		}
 		ref++
 		b.stats.NumSeries++
-		b.stats.NumChunks += uint64(len(b.chunkMetas))
+		b.stats.NumChunks += uint64(len(metas))
 	}
 	return nil
 }

@@ -38,6 +38,8 @@ type Config struct {
 	Encoding chunkenc.Encoding
 	// ChunkSamples is how many samples a chunk holds at most. An ingester writes 120.
 	ChunkSamples int
+	// Joined joins the chunks of a series in each block, as the compactor does.
+	Joined bool
 	// Plain takes the series as loadgen numbers them instead of choosing by Mix.
 	Plain bool
 }

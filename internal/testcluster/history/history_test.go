@@ -35,9 +35,11 @@ func TestTheYearHasTheSeriesThatItsQueriesSelect(t *testing.T) {
 }
 
 func TestBlocksHoldTheSamplesOfTheStreams(t *testing.T) {
-	for _, encoding := range []chunkenc.Encoding{chunkenc.EncXOR, chunkenc.EncXOR2} {
-		c := twoDays()
-		c.Encoding = encoding
+	joined := twoDays()
+	joined.Joined, joined.ChunkSamples = true, 20
+	plain := twoDays()
+	plain.Encoding = chunkenc.EncXOR
+	for _, c := range []Config{twoDays(), plain, joined} {
 		dir := t.TempDir()
 		n, err := Write(t.Context(), c, dir)
 		require.NoError(t, err)

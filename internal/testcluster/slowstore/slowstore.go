@@ -31,6 +31,7 @@ type Counts struct {
 	Requests int64 // all of them
 	Reads    int64 // GET of an object or of a part of one
 	Lists    int64
+	Writes   int64 // whatever changes the store
 	Bytes    int64 // of the bodies of answers
 }
 
@@ -38,7 +39,7 @@ type Counts struct {
 func (c Counts) Minus(earlier Counts) Counts {
 	return Counts{
 		Requests: c.Requests - earlier.Requests, Reads: c.Reads - earlier.Reads,
-		Lists: c.Lists - earlier.Lists, Bytes: c.Bytes - earlier.Bytes,
+		Lists: c.Lists - earlier.Lists, Writes: c.Writes - earlier.Writes, Bytes: c.Bytes - earlier.Bytes,
 	}
 }
 
@@ -47,7 +48,7 @@ type Proxy struct {
 	cfg     Config
 	reverse *httputil.ReverseProxy
 
-	requests, reads, lists, bytes atomic.Int64
+	requests, reads, lists, writes, bytes atomic.Int64
 
 	mu   sync.Mutex
 	free time.Time // when all that was let pass has passed
@@ -76,18 +77,23 @@ func New(cfg Config, target *url.URL) *Proxy {
 
 // Counts returns what has passed so far.
 func (p *Proxy) Counts() Counts {
-	return Counts{Requests: p.requests.Load(), Reads: p.reads.Load(), Lists: p.lists.Load(), Bytes: p.bytes.Load()}
+	return Counts{
+		Requests: p.requests.Load(), Reads: p.reads.Load(), Lists: p.lists.Load(),
+		Writes: p.writes.Load(), Bytes: p.bytes.Load(),
+	}
 }
 
 // ServeHTTP implements http.Handler.
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	p.requests.Add(1)
-	if r.Method == http.MethodGet {
-		if q := r.URL.Query(); q.Has("list-type") || q.Has("prefix") || q.Has("location") {
-			p.lists.Add(1)
-		} else {
-			p.reads.Add(1)
-		}
+	switch q := r.URL.Query(); {
+	case r.Method == http.MethodHead:
+	case r.Method != http.MethodGet:
+		p.writes.Add(1)
+	case q.Has("list-type") || q.Has("prefix") || q.Has("location"):
+		p.lists.Add(1)
+	default:
+		p.reads.Add(1)
 	}
 	if wait(r.Context(), p.cfg.Latency) != nil {
 		return // the client is gone

@@ -80,6 +80,6 @@ func TestRequestsAndBytesAreCounted(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, response.Body.Close())
 	got := proxy.Counts().Minus(before)
-	require.Equal(t, Counts{Requests: 3, Reads: 1, Lists: 1, Bytes: got.Bytes}, got)
+	require.Equal(t, Counts{Requests: 3, Reads: 1, Lists: 1, Writes: 1, Bytes: got.Bytes}, got)
 	require.GreaterOrEqual(t, got.Bytes, int64(10))
 }

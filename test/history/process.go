@@ -1,0 +1,146 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/hundredfold/hundredfold/internal/testcluster/fleet"
+)
+
+// system is a program that answers PromQL.
+type system struct {
+	program *fleet.Program
+	url     string
+	dir     string        // its data directory, removed when it stops
+	ready   time.Duration // from its start until it was ready
+}
+
+// startHundredfold starts a process on the store with an empty data directory in work.
+func startHundredfold(ctx context.Context, o options, store *objectStore, work string) (*system, error) {
+	// Its own metrics are not what is measured, and the history is older than what is kept by default.
+	config := store.yaml() + "self_monitoring: {enabled: false}\nlimits: {retention: 0s}\n"
+	path := filepath.Join(work, "hundredfold.yml")
+	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
+		return nil, err
+	}
+	return startSystem(ctx, work, "hundredfold", func(address, data string) []string {
+		return []string{
+			filepath.Join(o.bin, "hundredfold"), "--config.file=" + path, "--data.dir=" + data, "--http.listen-address=" + address,
+		}
+	})
+}
+
+// startPrometheus starts a Prometheus on hard links to the blocks of the folder.
+func startPrometheus(ctx context.Context, o options, blocks, work string) (*system, error) {
+	path := filepath.Join(work, "prometheus.yml")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		return nil, err
+	}
+	return startSystem(ctx, work, "prometheus", func(address, data string) []string {
+		if err := linkTree(blocks, data); err != nil {
+			return []string{"false", err.Error()} // it cannot start without
+		}
+		return []string{
+			filepath.Join(o.bin, "prometheus"), "--config.file=" + path, "--storage.tsdb.path=" + data, "--web.listen-address=" + address,
+			// It would compact the blocks for minutes.
+			"--storage.tsdb.retention.time=100y", "--storage.tsdb.min-block-duration=24h", "--storage.tsdb.max-block-duration=24h",
+		}
+	})
+}
+
+func startSystem(ctx context.Context, work, name string, command func(address, data string) []string) (*system, error) {
+	address, err := fleet.FreeAddress("127.0.0.1")
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp(work, name+"-")
+	if err != nil {
+		return nil, err
+	}
+	log, err := os.OpenFile(filepath.Join(work, name+".log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o640)
+	if err != nil {
+		return nil, err
+	}
+	s := &system{url: "http://" + address, dir: dir}
+	s.program = fleet.NewProgram(log, nil, command(address, filepath.Join(dir, "data"))...)
+	started := time.Now()
+	if err := s.program.Start(); err != nil {
+		return nil, errors.Join(fmt.Errorf("start %s: %w", name, err), log.Close())
+	}
+	err = await(ctx, startTimeout, s.url+"/-/ready", s.program)
+	s.ready = time.Since(started)
+	if err := errors.Join(err, log.Close()); err != nil {
+		return nil, errors.Join(fmt.Errorf("start %s, whose log is %s: %w", name, log.Name(), err), s.stop())
+	}
+	return s, nil
+}
+
+// stop ends the program and removes its data.
+func (s *system) stop() error { return errors.Join(s.program.Stop(), os.RemoveAll(s.dir)) }
+
+// usage is what a process has taken.
+type usage struct {
+	peak int64         // bytes of resident memory at its highest
+	cpu  time.Duration // user and system
+}
+
+// usage reads what the program has taken so far.
+func (s *system) usage() (usage, error) {
+	pid := s.program.PID()
+	status, err := os.Open(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return usage{}, err
+	}
+	defer status.Close()
+	var u usage
+	for lines := bufio.NewScanner(status); lines.Scan(); {
+		if rest, ok := strings.CutPrefix(lines.Text(), "VmHWM:"); ok {
+			kib, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(rest, "kB")), 10, 64)
+			if err != nil {
+				return usage{}, fmt.Errorf("/proc/%d/status: %w", pid, err)
+			}
+			u.peak = kib << 10
+		}
+	}
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return usage{}, err
+	}
+	// The name of the program, in brackets, may hold blanks; utime and stime are the 12th
+	// and 13th field behind it, in hundredths of a second.
+	_, rest, _ := strings.Cut(string(text), ") ")
+	for _, field := range strings.Fields(rest)[11:13] {
+		ticks, err := strconv.ParseInt(field, 10, 64)
+		if err != nil {
+			return usage{}, fmt.Errorf("/proc/%d/stat: %w", pid, err)
+		}
+		u.cpu += time.Duration(ticks) * 10 * time.Millisecond
+	}
+	return u, nil
+}
+
+// linkTree makes target a copy of the folder of which all files are hard links.
+func linkTree(source, target string) error {
+	return filepath.WalkDir(source, func(path string, entry os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		to := filepath.Join(target, strings.TrimPrefix(path, source))
+		if entry.IsDir() {
+			return os.MkdirAll(to, 0o750)
+		}
+		err = os.Link(path, to)
+		if errors.Is(err, syscall.EXDEV) {
+			return fmt.Errorf("%w; choose directories on one file system", err)
+		}
+		return err
+	})
+}
