@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"math"
+	"runtime"
 	"sync"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 	"github.com/prometheus/prometheus/storage"
 
 	"github.com/hundredfold/hundredfold/internal/tenant"
+	"github.com/hundredfold/hundredfold/querier/timesplit"
 )
 
 const (
@@ -39,6 +41,10 @@ func (q *Querier) Engine() promql.QueryEngine { return q.engines }
 type engines struct {
 	limits tenant.LimitsFunc
 	logger *slog.Logger
+	// slots has a place for each piece of a query that is evaluated at the same time, of all
+	// queries: more would not be faster, and take the memory of each.
+	slots chan struct{}
+	width func(step, window time.Duration) int64 // of pieces; timesplit.Width
 
 	mu struct {
 		sync.Mutex
@@ -53,7 +59,7 @@ type queryLimits struct {
 }
 
 func newEngines(limits tenant.LimitsFunc, logger *slog.Logger) *engines {
-	e := &engines{limits: limits, logger: logger}
+	e := &engines{limits: limits, logger: logger, slots: make(chan struct{}, runtime.GOMAXPROCS(0)), width: timesplit.Width}
 	e.mu.byLimits = map[queryLimits]*promql.Engine{}
 	return e
 }
@@ -116,7 +122,7 @@ func (e *engines) NewRangeQuery(ctx context.Context, q storage.Queryable, opts p
 	if err != nil {
 		return nil, err
 	}
-	return &limitedQuery{Query: query, tenant: id, limits: limits}, nil
+	return e.split(&limitedQuery{Query: query, tenant: id, limits: limits}, q, opts), nil
 }
 
 func (e *engines) limitsOf(ctx context.Context) (tenant.ID, queryLimits, error) {

@@ -1,0 +1,87 @@
+package querier
+
+import (
+	"slices"
+
+	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/promql"
+
+	"github.com/hundredfold/hundredfold/querier/timesplit"
+)
+
+// extent is the result of a query at some steps. It is immutable.
+type extent struct {
+	timesplit.Range
+	series []extentSeries // sorted by labels, each with a point or more
+}
+
+type extentSeries struct {
+	labels labels.Labels
+	points []promql.FPoint
+}
+
+// points returns how many there are.
+func (e *extent) points() int {
+	n := 0
+	for i := range e.series {
+		n += len(e.series[i].points)
+	}
+	return n
+}
+
+// assemble returns the result that the extents are the parts of. They are in the order of
+// time and have no step in common. Nothing of the result is shared with them but labels.
+func assemble(extents []extent) promql.Matrix {
+	all := promql.Matrix{}
+	var lengths []int
+	for _, e := range extents {
+		all, lengths = addLengths(all, lengths, e.series)
+	}
+	for i := range all {
+		all[i].Floats = make([]promql.FPoint, 0, lengths[i])
+	}
+	for _, e := range extents {
+		i := 0
+		for _, s := range e.series {
+			for !labels.Equal(all[i].Metric, s.labels) {
+				i++
+			}
+			all[i].Floats = append(all[i].Floats, s.points...)
+		}
+	}
+	return all
+}
+
+// addLengths adds series to those that are known, and the number of their points to
+// lengths; both are sorted.
+func addLengths(all promql.Matrix, lengths []int, series []extentSeries) (promql.Matrix, []int) {
+	i := 0
+	var added promql.Matrix
+	var addedLengths []int
+	for _, s := range series {
+		for i < len(all) && labels.Compare(all[i].Metric, s.labels) < 0 {
+			i++
+		}
+		if i < len(all) && labels.Equal(all[i].Metric, s.labels) {
+			lengths[i] += len(s.points)
+			continue
+		}
+		added = append(added, promql.Series{Metric: s.labels})
+		addedLengths = append(addedLengths, len(s.points))
+	}
+	if len(added) == 0 {
+		return all, lengths
+	}
+	merged := make(promql.Matrix, 0, len(all)+len(added))
+	mergedLengths := make([]int, 0, len(all)+len(added))
+	for len(all) > 0 || len(added) > 0 {
+		if len(added) == 0 || len(all) > 0 && labels.Compare(all[0].Metric, added[0].Metric) < 0 {
+			merged, mergedLengths = append(merged, all[0]), append(mergedLengths, lengths[0])
+			all, lengths = all[1:], lengths[1:]
+			continue
+		}
+		merged, mergedLengths = append(merged, added[0]), append(mergedLengths, addedLengths[0])
+		added, addedLengths = added[1:], addedLengths[1:]
+	}
+	return slices.Clip(merged), mergedLengths
+}
