@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/oklog/ulid/v2"
@@ -54,6 +55,9 @@ type Config struct {
 	// Dir takes copies of blocks from buckets that are not local. It belongs to
 	// the Querier alone.
 	Dir string `yaml:"-"`
+	// AdminAPI serves the routes that delete. Queries then fail while the querier cannot
+	// learn what was deleted.
+	AdminAPI bool `yaml:"-"`
 	// Version is Hundredfold's own; it stands in the revision of status/buildinfo.
 	Version string `yaml:"-"`
 	// ConfigText returns the configuration in force, with secrets redacted; nil: none.
@@ -113,7 +117,7 @@ func New(cfg Config, edge Edge, store *blockstore.Store, limits tenant.LimitsFun
 		limits:  limits,
 		logger:  logger,
 		metrics: m,
-		views:   newViews(store, m),
+		views:   newViews(store, limits, cfg.AdminAPI, m),
 		blocks:  newBlockPool(cfg.Dir, store, logger, m),
 		engines: newEngines(limits, logger),
 		gate:    newGate(),
@@ -131,7 +135,10 @@ func (q *Querier) Run(ctx context.Context) error {
 	if err := q.blocks.adopt(); err != nil {
 		return fmt.Errorf("querier: look for copies of blocks in %s: %w", q.cfg.Dir, err)
 	}
+	var deletions sync.WaitGroup
+	deletions.Go(func() { q.keepDeletions(ctx) })
 	q.keepFresh(ctx)
+	deletions.Wait()
 	return q.blocks.close()
 }
 

@@ -40,10 +40,12 @@ func (notLoadedError) Is(target error) bool { return target == tsdb.ErrNotReady 
 // views is the view of the bucket: which blocks of which tenants are read. Reads
 // are safe for concurrent use and never wait; only one goroutine refreshes.
 type views struct {
-	store   *blockstore.Store
-	metrics *metrics
-	current atomic.Pointer[bucketView]
-	fault   atomic.Pointer[error] // of the last refresh; nil: none
+	store     *blockstore.Store
+	limits    tenant.LimitsFunc
+	metrics   *metrics
+	deletions *deletions
+	current   atomic.Pointer[bucketView]
+	fault     atomic.Pointer[error] // of the last refresh; nil: none
 
 	wake chan struct{} // capacity 1: there are hints
 	mu   struct {
@@ -62,8 +64,9 @@ type bucketView struct {
 	taken   time.Time // when the last listing of all tenants began
 }
 
-func newViews(store *blockstore.Store, m *metrics) *views {
-	v := &views{store: store, metrics: m, wake: make(chan struct{}, 1)}
+func newViews(store *blockstore.Store, limits tenant.LimitsFunc, fenced bool, m *metrics) *views {
+	v := &views{store: store, limits: limits, metrics: m, wake: make(chan struct{}, 1)}
+	v.deletions = &deletions{store: store, fenced: fenced}
 	v.mu.hints = map[tenant.ID]struct{}{}
 	v.mu.changed = make(chan struct{})
 	return v
@@ -85,13 +88,16 @@ func (v *views) of(id tenant.ID) (*tenantView, error) {
 	if current == nil {
 		return nil, errNotLoaded
 	}
-	if t, ok := current.tenants[id]; ok {
-		return t, nil
-	}
 	if _, ok := current.pending[id]; ok {
 		return nil, errNotLoaded
 	}
-	return &tenantView{listed: current.taken}, nil
+	view := tenantView{listed: current.taken}
+	if t, ok := current.tenants[id]; ok {
+		view = *t
+	}
+	var err error
+	view.hiding, err = v.hidingOf(id)
+	return &view, err
 }
 
 // age returns the seconds since all tenants were listed, and 0 before the first time.
@@ -149,6 +155,10 @@ func (v *views) takeHints() []tenant.ID {
 
 // refresh lists all tenants. Of a tenant that cannot be listed the old view stays.
 func (v *views) refresh(ctx context.Context) error {
+	// First of all: what is deleted must not be seen with the first listing.
+	if err := v.deletions.refresh(ctx); err != nil {
+		return v.failed(err)
+	}
 	begun := time.Now()
 	ids, err := v.store.Tenants(ctx)
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/hundredfold/hundredfold/internal/blockstore"
+	"github.com/hundredfold/hundredfold/internal/mask"
 	"github.com/hundredfold/hundredfold/internal/tenant"
 )
 
@@ -35,11 +36,11 @@ func (q *Querier) Queryable() storage.SampleAndChunkQueryable { return queryable
 type queryable struct{ q *Querier }
 
 func (qa queryable) Querier(mint, maxt int64) (storage.Querier, error) {
-	return &sampleQuerier{session: newSession(qa.q, timeRange{mint, maxt}, qa.q.edge.samples, tsdb.NewBlockQuerier)}, nil
+	return &sampleQuerier{session: newSession(qa.q, timeRange{mint, maxt}, qa.q.edge.samples, tsdb.NewBlockQuerier, maskSamples)}, nil
 }
 
 func (qa queryable) ChunkQuerier(mint, maxt int64) (storage.ChunkQuerier, error) {
-	return &chunkQuerier{session: newSession(qa.q, timeRange{mint, maxt}, qa.q.edge.chunks, tsdb.NewBlockChunkQuerier)}, nil
+	return &chunkQuerier{session: newSession(qa.q, timeRange{mint, maxt}, qa.q.edge.chunks, tsdb.NewBlockChunkQuerier, maskChunks)}, nil
 }
 
 // timeRange is in milliseconds, both ends inclusive.
@@ -56,6 +57,7 @@ type session[R reader] struct {
 	q        *Querier
 	ofRecent func(tenant.ID, timeRange) (recent[R], error)
 	ofBlock  func(tsdb.BlockReader, int64, int64) (R, error)
+	mask     func(R, []mask.Filter) R
 
 	// mu makes the calls of one query wait for each other while blocks are opened:
 	// they all need them.
@@ -74,8 +76,8 @@ type openReader[R reader] struct {
 	release func() error
 }
 
-func newSession[R reader](q *Querier, within timeRange, ofRecent func(tenant.ID, timeRange) (recent[R], error), ofBlock func(tsdb.BlockReader, int64, int64) (R, error)) *session[R] {
-	s := &session[R]{q: q, timeRange: within, ofRecent: ofRecent, ofBlock: ofBlock}
+func newSession[R reader](q *Querier, within timeRange, ofRecent func(tenant.ID, timeRange) (recent[R], error), ofBlock func(tsdb.BlockReader, int64, int64) (R, error), masked func(R, []mask.Filter) R) *session[R] {
+	s := &session[R]{q: q, timeRange: within, ofRecent: ofRecent, ofBlock: ofBlock, mask: masked}
 	s.mu.blocks = map[ulid.ULID]openReader[R]{}
 	return s
 }
@@ -146,7 +148,7 @@ func (s *session[R]) readers(ctx context.Context, ask request, edge func() (R, c
 	if err := s.openLocked(ctx, blocks); err != nil {
 		return nil, err
 	}
-	readers := []R{recent}
+	readers := []R{s.mask(recent, s.mu.view.deletions.Recent())}
 	for i := range blocks {
 		readers = append(readers, s.mu.blocks[blocks[i].Meta.ULID].reader)
 	}
@@ -165,7 +167,7 @@ func (s *session[R]) openLocked(ctx context.Context, blocks []blockstore.Block) 
 	group.SetLimit(openers)
 	for i := range missing {
 		group.Go(func() (err error) {
-			opened[i], err = s.open(groupCtx, s.mu.tenant, &missing[i].Meta)
+			opened[i], err = s.open(groupCtx, s.mu.tenant, &missing[i])
 			return err
 		})
 	}
@@ -178,17 +180,17 @@ func (s *session[R]) openLocked(ctx context.Context, blocks []blockstore.Block) 
 	return err
 }
 
-func (s *session[R]) open(ctx context.Context, id tenant.ID, meta *tsdb.BlockMeta) (*openReader[R], error) {
-	block, release, err := s.q.blocks.acquire(ctx, id, meta)
+func (s *session[R]) open(ctx context.Context, id tenant.ID, b *blockstore.Block) (*openReader[R], error) {
+	block, release, err := s.q.blocks.acquire(ctx, id, &b.Meta)
 	if err != nil {
 		if errors.Is(err, blockstore.ErrBlockNotFound) {
 			s.q.views.hint(id) // the view is out of date: the next query shall have a better one
 		}
 		return nil, err
 	}
-	r, err := s.ofBlock(block, s.mint, s.maxt)
+	r, err := s.ofBlock(mask.Block(block, s.mu.view.filters(b)...), s.mint, s.maxt)
 	if err != nil {
-		key := blockKey{tenant: id, block: meta.ULID}
+		key := blockKey{tenant: id, block: b.Meta.ULID}
 		return nil, errors.Join(&blockError{key: key, err: err}, release())
 	}
 	return &openReader[R]{reader: r, release: release}, nil

@@ -16,10 +16,11 @@ type tenantView struct {
 	blocks []blockstore.Block // the blocks to read, by MinTime
 	known  map[ulid.ULID]struct{}
 	listed time.Time // when the listing began
+	hiding           // what is hidden in the blocks; views.of sets it
 }
 
 // newTenantView decides which of the listed blocks are read: not one whose samples
-// are all in another (blockstore.Superseded), nor one that retention has marked. A
+// are all in another (blockstore.Superseded), nor one that is hidden (Block.Hidden). A
 // block that is marked because it was compacted is read until its descendant is listed.
 func newTenantView(listed map[ulid.ULID]blockstore.Block, begun time.Time) *tenantView {
 	v := &tenantView{known: make(map[ulid.ULID]struct{}, len(listed)), listed: begun}
@@ -30,8 +31,7 @@ func newTenantView(listed map[ulid.ULID]blockstore.Block, begun time.Time) *tena
 			v.known[source] = struct{}{}
 		}
 		_, covered := superseded[id]
-		expired := b.Deletion != nil && b.Deletion.Reason == blockstore.DeletionRetention
-		if !covered && !expired {
+		if !covered && !b.Hidden() {
 			v.blocks = append(v.blocks, b)
 		}
 	}
@@ -56,14 +56,17 @@ func (v *tenantView) overlapping(mint, maxt int64) []blockstore.Block {
 	return out
 }
 
-// version is a fingerprint of what the bucket has from mint to maxt, both inclusive: as
-// long as it stays, so do the samples that are read from there. It differs after a
+// version is a fingerprint of what the bucket has from mint to maxt, both inclusive, and
+// of what is hidden of it: as long as it stays, so do the samples that are read from there. It differs after a
 // compaction, too, which changes no sample.
 func (v *tenantView) version(mint, maxt int64) uint64 {
 	hash := xxhash.New()
-	for _, block := range v.overlapping(mint, maxt) {
-		_, _ = hash.Write(block.Meta.ULID[:]) // it never fails
+	write := func(p []byte) { _, _ = hash.Write(p) } // it never fails
+	blocks := v.overlapping(mint, maxt)
+	for i := range blocks {
+		write(blocks[i].Meta.ULID[:])
 	}
+	v.hiding.version(write, mint, maxt, blocks)
 	return hash.Sum64()
 }
 

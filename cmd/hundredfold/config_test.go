@@ -20,7 +20,7 @@ func TestFaultsInTheFileAreReportedWithLineAndKey(t *testing.T) {
 		"unknown key":                {"data_dir: x\nfoo: 1\n", "c.yml:2: unknown key foo; known here: auth, bucket, "},
 		"unknown key in a section":   {"http:\n  listen_adr: x\n", "c.yml:2: unknown key http.listen_adr; known here: listen_address, web_config_file"},
 		"unknown key deep down":      {"bucket:\n  type: s3\n  s3:\n    secret: x\n", "c.yml:4: unknown key bucket.s3.secret; known here: access_key, "},
-		"unknown key of a tenant":    {"tenants:\n  a:\n    max_series: 1\n    max_sries: 1\n", "c.yml:4: unknown key tenants.a.max_sries; known here: max_concurrent_queries, "},
+		"unknown key of a tenant":    {"tenants:\n  a:\n    max_series: 1\n    max_sries: 1\n", "c.yml:4: unknown key tenants.a.max_sries; known here: max_bucket_bytes, max_concurrent_queries, "},
 		"a key twice":                {"data_dir: a\ndata_dir: b\n", "c.yml:2: data_dir: it stands in line 1 already"},
 		"a number that is none":      {"limits:\n  max_series: many\n", "c.yml:2: limits.max_series: cannot unmarshal !!str `many` into int"},
 		"a duration that is none":    {"\nlimits:\n  retention: soon\n", "c.yml:3: limits.retention: not a valid duration string: \"soon\""},

@@ -17,7 +17,7 @@ const referencePath = "../../docs/configuration.md"
 var update = flag.Bool("update", false, "write docs/configuration.md")
 
 // The budget of settings: a new one needs a reason that a user could act on.
-const maxSettings = 50
+const maxSettings = 60
 
 // descriptions say what each key does, in Markdown.
 func descriptions() map[string]string {
@@ -68,6 +68,8 @@ func descriptions() map[string]string {
 		"limits.max_exemplars":          "Exemplars kept; the oldest give way. `0` keeps none.",
 		"limits.out_of_order_window":    "How much older than the tenant's newest sample a sample may be, at most 24h. `0s` takes only samples in order.",
 		"limits.retention":              "How long samples are kept, at least 1d. `0s`: for ever.",
+		"limits.retention_rules":        "A list of `{selector, retention}`: how long the samples of some series are kept. The first rule whose selector matches a series decides; the others are kept for `retention`. Queries stop seeing what is too old within an hour; [operating.md](operating.md) says when it is deleted, and how to see that before.",
+		"limits.max_bucket_bytes":       "Bytes of the tenant's blocks in the bucket. Beyond it the oldest blocks are deleted.",
 		"limits.max_query_samples":      "Samples that one query may hold in memory at once.",
 		"limits.max_query_duration":     "How long one query may run.",
 		"limits.max_concurrent_queries": "Queries that run at once; more wait for a place.",
@@ -196,6 +198,10 @@ tenants:
   team-trial:
     retention: 30d
     max_query_duration: 30s
+    max_bucket_bytes: 50000000000
+    retention_rules:
+      - {selector: '{namespace="dev"}', retention: 7d}
+      - {selector: '{__name__=~"apiserver_.*_bucket"}', retention: 14d}
 ` + "```" + `
 `)
 	return b.String()
@@ -224,7 +230,7 @@ func defaultText(s setting) string {
 	case bool, int, int64:
 		return fmt.Sprintf("`%v`", v)
 	}
-	if text := fmt.Sprintf("%v", s.value); text != "" && text != "map[]" && text != "<nil>" {
+	if text := fmt.Sprintf("%v", s.value); text != "" && text != "map[]" && text != "[]" && text != "<nil>" {
 		return "`" + text + "`"
 	}
 	return ""

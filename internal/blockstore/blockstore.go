@@ -15,6 +15,8 @@
 //	~cluster.json                         whose bucket it is, and the seed of identities
 //	~visits/<tenant>.json                 the compactor that works on the tenant's blocks
 //	~copied/<tenant>.json                 the blocks that came here from a previous bucket
+//	~deletions/active/<tenant>/<ULID>/    a deletion that hides samples until they are gone from all blocks
+//	~deletions/done/<tenant>/<ULID>.json  what became of a deletion
 //
 // Everything but the marks is immutable. meta.json is uploaded last and deleted
 // first, so a block is seen whole or not at all whatever fails in between; what
@@ -80,6 +82,8 @@ type Store struct {
 	mu struct {
 		sync.Mutex
 		known map[tenant.ID]map[ulid.ULID]Block
+		// deletions are those that will not change any more.
+		deletions map[deletionName]*ActiveDeletion
 	}
 }
 
@@ -146,6 +150,7 @@ func New(bucket objstore.Bucket, logger *slog.Logger) *Store {
 		s.local = local
 	}
 	s.mu.known = make(map[tenant.ID]map[ulid.ULID]Block)
+	s.mu.deletions = make(map[deletionName]*ActiveDeletion)
 	return s
 }
 

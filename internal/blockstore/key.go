@@ -20,9 +20,10 @@ const (
 
 // The names outside of all tenants: '~' is not allowed in a tenant's name.
 const (
-	identityKey  = "~cluster.json"
-	visitPrefix  = "~visits"
-	copiedPrefix = "~copied"
+	identityKey    = "~cluster.json"
+	visitPrefix    = "~visits"
+	copiedPrefix   = "~copied"
+	deletionPrefix = "~deletions"
 )
 
 // visitKey returns the name of the object that says who works on a tenant's blocks.

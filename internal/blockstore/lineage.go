@@ -32,7 +32,7 @@ func Sources(meta tsdb.BlockMeta) []ulid.ULID {
 // first block in it of those that hold some sample is never superseded.
 //
 // A block that must not be compacted supersedes nothing, since it may be damaged,
-// not even with equal sources; nor does one that retention has hidden.
+// not even with equal sources; nor does one that is hidden (Block.Hidden).
 func Superseded(blocks map[ulid.ULID]Block) map[ulid.ULID]ulid.ULID {
 	lineage := NewLineage(blocks)
 	superseded := make(map[ulid.ULID]ulid.ULID)
@@ -72,7 +72,7 @@ func NewLineage(blocks map[ulid.ULID]Block) *Lineage {
 		sources := slices.Clone(Sources(block.Meta))
 		slices.SortFunc(sources, ulid.ULID.Compare)
 		l.sources[id] = slices.Compact(sources)
-		if block.NoCompact != nil || block.Deletion != nil && block.Deletion.Reason == DeletionRetention {
+		if block.NoCompact != nil || block.Hidden() {
 			continue
 		}
 		for _, source := range l.sources[id] {

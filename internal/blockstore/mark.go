@@ -27,6 +27,11 @@ const (
 	// DeletionRetention: the samples are older than the tenant's retention.
 	// Readers ignore the block at once.
 	DeletionRetention DeletionReason = "retention"
+	// DeletionQuota: the tenant has more bytes in the bucket than it may. Readers ignore
+	// the block at once.
+	DeletionQuota DeletionReason = "quota"
+	// DeletionTenant: the tenant was deleted. Readers ignore the block at once.
+	DeletionTenant DeletionReason = "tenant"
 	// DeletionEmpty: a compaction found that no sample of the block is left.
 	DeletionEmpty DeletionReason = "empty"
 )
@@ -37,6 +42,15 @@ type DeletionMark struct {
 	Time    time.Time      `json:"time"`
 	Reason  DeletionReason `json:"reason"`
 }
+
+// Hides reports whether readers ignore a block that is marked for this reason, without
+// looking for another one in its place.
+func (r DeletionReason) Hides() bool {
+	return r == DeletionRetention || r == DeletionQuota || r == DeletionTenant
+}
+
+// Hidden reports whether readers ignore the block.
+func (b Block) Hidden() bool { return b.Deletion != nil && b.Deletion.Reason.Hides() }
 
 // NoCompactReason says why a block is left alone by the compactor.
 type NoCompactReason string

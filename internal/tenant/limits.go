@@ -29,6 +29,11 @@ type Limits struct {
 	OutOfOrderWindow model.Duration `yaml:"out_of_order_window"`
 	// Retention is how long samples are kept; 0 keeps them for ever.
 	Retention model.Duration `yaml:"retention"`
+	// RetentionRules say how long the samples of some series are kept; the first rule
+	// that matches a series decides, and Retention for the others.
+	RetentionRules []RetentionRule `yaml:"retention_rules,omitempty"`
+	// MaxBucketBytes bounds the tenant's blocks in the bucket; the oldest give way.
+	MaxBucketBytes int64 `yaml:"max_bucket_bytes"`
 	// MaxQuerySamples bounds the samples that one query may hold in memory.
 	MaxQuerySamples int `yaml:"max_query_samples"`
 	// MaxQueryDuration bounds how long one query may run.
@@ -76,10 +81,7 @@ func (l Limits) Validate() error {
 	if d := time.Duration(l.OutOfOrderWindow); d < 0 || d > 24*time.Hour {
 		errs = append(errs, fmt.Errorf("out_of_order_window: %s is outside 0s to 24h", l.OutOfOrderWindow))
 	}
-	if d := time.Duration(l.Retention); d != 0 && d < 24*time.Hour {
-		errs = append(errs, fmt.Errorf("retention: %s is below 24h", l.Retention))
-	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, l.validateRetention())...)
 }
 
 // LimitsFunc returns the limits in force for a tenant. It is safe for

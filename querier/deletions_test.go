@@ -1,0 +1,154 @@
+package querier
+
+import (
+	"context"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+	"github.com/prometheus/common/model"
+	"github.com/prometheus/prometheus/model/labels"
+	"github.com/stretchr/testify/require"
+
+	"github.com/hundredfold/hundredfold/internal/blockstore"
+	"github.com/hundredfold/hundredfold/internal/blockstore/blocktest"
+	"github.com/hundredfold/hundredfold/internal/tenant"
+	"github.com/hundredfold/hundredfold/internal/write"
+)
+
+// accept records a deletion of what is in the bucket now.
+func (r *rig) accept(id tenant.ID, mint, maxt int64, selectors ...string) blockstore.Deletion {
+	r.t.Helper()
+	ctx := context.Background()
+	d := blockstore.Deletion{ID: ulid.Make(), Selectors: selectors, MinMs: mint, MaxMs: maxt, Accepted: time.Now(), Blocks: []ulid.ULID{}}
+	blocks, _, err := r.store.Blocks(ctx, id)
+	require.NoError(r.t, err)
+	for _, b := range blocks {
+		d.Blocks = append(d.Blocks, blockstore.Sources(b.Meta)...)
+	}
+	require.NoError(r.t, r.store.PutDeletion(ctx, id, d))
+	return d
+}
+
+func (r *rig) settle(id tenant.ID, d blockstore.Deletion, blocks ...ulid.ULID) {
+	r.t.Helper()
+	require.NoError(r.t, r.store.SettleDeletion(context.Background(), id, d.ID, blocks))
+}
+
+// counts returns how many samples of each metric there are between mint and maxt.
+func (r *rig) counts(id tenant.ID, mint, maxt int64) map[string]int {
+	r.t.Helper()
+	q, err := r.Queryable().Querier(mint, maxt)
+	require.NoError(r.t, err)
+	defer func() { require.NoError(r.t, q.Close()) }()
+	set := q.Select(as(id), true, nil, labels.MustNewMatcher(labels.MatchRegexp, model.MetricNameLabel, ".+"))
+	found := map[string]int{}
+	for set.Next() {
+		it := set.At().Iterator(nil)
+		for it.Next() != 0 {
+			found[set.At().Labels().Get(model.MetricNameLabel)]++
+		}
+		require.NoError(r.t, it.Err())
+	}
+	require.NoError(r.t, set.Err())
+	return found
+}
+
+func TestADeletionHidesWhatExistedWhenItWasAccepted(t *testing.T) {
+	r := newRig(t, rigOption{inPlace: true})
+	r.upload(alice, 0, 2*hour, blocktest.Floats("a", 0, 2*hour, 60_000), blocktest.Floats("b", 0, 2*hour, 60_000))
+	r.upload(bob, 0, 2*hour, blocktest.Floats("a", 0, 2*hour, 60_000))
+	r.refresh()
+	before, err := r.views.of(alice)
+	require.NoError(t, err)
+
+	d := r.accept(alice, 0, hour-1, `a`)
+	r.settle(alice, d)
+	r.refresh()
+
+	require.Equal(t, map[string]int{"a": 60, "b": 120}, r.counts(alice, 0, 2*hour))
+	require.Equal(t, map[string]int{"a": 120}, r.counts(bob, 0, 2*hour), "another tenant's")
+	after, err := r.views.of(alice)
+	require.NoError(t, err)
+	require.NotEqual(t, before.version(0, hour), after.version(0, hour))
+	require.Equal(t, before.version(hour, 2*hour), after.version(hour, 2*hour), "where nothing is hidden results stay good")
+
+	// What comes later is seen, though its series and time are those of the deletion.
+	r.upload(alice, 0, 2*hour, blocktest.Floats("a", 30_000, hour, 60_000))
+	r.refresh()
+	require.Equal(t, map[string]int{"a": 120, "b": 120}, r.counts(alice, 0, 2*hour))
+}
+
+func TestADeletionHidesAllUntilIngestersHaveCarriedItOut(t *testing.T) {
+	r := newRig(t, rigOption{inPlace: true})
+	now := time.Now().UnixMilli()
+	r.push(alice, labels.FromStrings(model.MetricNameLabel, "a"), write.Sample{T: now - 60_000, V: 1})
+	r.push(alice, labels.FromStrings(model.MetricNameLabel, "b"), write.Sample{T: now - 60_000, V: 1})
+	d := r.accept(alice, 0, now, `a`)
+	r.refresh()
+	require.Equal(t, map[string]int{"b": 1}, r.counts(alice, now-hour, now+hour), "an ingester may not know of it")
+
+	// An ingester uploads a block that was cut before it knew.
+	late := r.upload(alice, 0, 2*hour, blocktest.Floats("a", 0, hour, 60_000))
+	r.refresh()
+	require.Empty(t, r.counts(alice, 0, 2*hour))
+
+	r.settle(alice, d, late)
+	other := r.upload(alice, 0, 2*hour, blocktest.Floats("a", hour, 2*hour, 60_000))
+	r.refresh()
+	require.Equal(t, map[string]int{"a": 60}, r.counts(alice, 0, 2*hour), "block %s came after it, block %s was there", other, late)
+	require.Equal(t, map[string]int{"a": 1, "b": 1}, r.counts(alice, now-hour, now+hour), "it is the ingester's to hide now")
+}
+
+func TestARecordOfADeletionThatCannotBeReadFailsItsTenantOnly(t *testing.T) {
+	r := newRig(t, rigOption{inPlace: true})
+	r.upload(alice, 0, 2*hour, blocktest.Floats("a", 0, 2*hour, 60_000))
+	r.upload(bob, 0, 2*hour, blocktest.Floats("a", 0, 2*hour, 60_000))
+	d := r.accept(alice, 0, hour, `a`)
+	require.NoError(t, r.bucket.Upload(context.Background(), "~deletions/active/alice/"+d.ID.String()+"/request.json", strings.NewReader(`{"version":2}`)))
+	r.refresh()
+	require.Equal(t, http.StatusServiceUnavailable, r.get(alice, "/api/v1/query?query=a&time=3600").Code)
+	require.Equal(t, http.StatusOK, r.get(bob, "/api/v1/query?query=a&time=3600").Code)
+}
+
+func TestAQuerierThatCannotLearnOfDeletionsFailsItsQueries(t *testing.T) {
+	for _, fenced := range []bool{true, false} {
+		r := newRig(t, rigOption{inPlace: true})
+		synctest.Test(t, func(t *testing.T) {
+			d := &deletions{store: r.store, fenced: fenced}
+			_, err := d.of(alice)
+			require.ErrorIs(t, err, errNotLoaded)
+			require.NoError(t, d.refresh(context.Background()))
+			<-time.After(maxDeletionsAge)
+			_, err = d.of(alice)
+			require.NoError(t, err)
+			<-time.After(time.Second)
+			_, err = d.of(alice)
+			if fenced {
+				require.ErrorContains(t, err, "last listed 31s ago")
+			} else {
+				require.NoError(t, err, "where nobody can delete anything")
+			}
+		})
+	}
+}
+
+func TestARetentionRuleHidesOldSamplesOfItsSeries(t *testing.T) {
+	r := newRig(t, rigOption{inPlace: true})
+	now := time.Now().Truncate(time.Hour).UnixMilli()
+	const day = 24 * hour
+	start := (now - 10*day) / day * day
+	r.upload(alice, start, start+day, blocktest.Floats("a", start, start+day, hour), blocktest.Floats("b", start, start+day, hour))
+	r.limits.RetentionRules = []tenant.RetentionRule{{Selector: `a`, Retention: model.Duration(10 * 24 * time.Hour)}}
+	r.refresh()
+	left := int((start + day - (now - 10*day)) / hour)
+	found := r.counts(alice, start, start+day)
+	require.Equal(t, 24, found["b"])
+	require.InDelta(t, left, found["a"], 1, "the clock may have struck the hour meanwhile")
+
+	r.limits.RetentionRules = nil
+	require.Equal(t, map[string]int{"a": 24, "b": 24}, r.counts(alice, start, start+day), "nothing is gone yet")
+}
