@@ -2,31 +2,37 @@ package compactor
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"github.com/oklog/ulid/v2"
 	"github.com/prometheus/prometheus/tsdb"
-	"github.com/prometheus/prometheus/tsdb/chunkenc"
 
 	"github.com/hundredfold/hundredfold/internal/blockcheck"
 	"github.com/hundredfold/hundredfold/internal/blockstore"
+	"github.com/hundredfold/hundredfold/internal/blockstream"
+	"github.com/hundredfold/hundredfold/internal/blockwriter"
 	"github.com/hundredfold/hundredfold/internal/tenant"
 )
 
-// jobPrefix begins the name of a job's directory.
-const jobPrefix = "job-"
+const (
+	// jobPrefix begins the name of a job's directory.
+	jobPrefix = "job-"
+	// windows bounds the memory that the chunks of all inputs of a job take, in bytes.
+	windows = 128 << 20
+	// rechunkFrom is the length of the range from which on chunks are joined. What is
+	// shorter is merged again soon.
+	rechunkFrom = 12 * time.Hour
+)
 
 var errInconsistent = errors.New("the result does not match its sources")
 
-// compact carries out a job: brings the blocks to a directory of its own, merges
-// them, checks the result and uploads it. The sources are marked by the next plan,
-// which sees the result in the bucket; so a crash before the upload is complete
+// compact carries out a job: merges the blocks, as they are read from the bucket, into a
+// directory of its own, checks the result and uploads it. The sources are marked by the
+// next plan, which sees the result in the bucket; so a crash before the upload is complete
 // leaves nothing visible, and a crash after it leaves nothing undone.
 //
 // If a block proves damaged, it is marked and nothing else happens; the next plan
@@ -42,89 +48,129 @@ func (c *Compactor) compact(ctx context.Context, id tenant.ID, job compaction) (
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 
-	inputs, err := c.fetch(ctx, id, job, dir)
+	inputs, err := c.open(ctx, id, job, dir)
 	if err != nil || inputs == nil {
 		return err
 	}
-	output, err := mergeBlocks(ctx, inputs, filepath.Join(dir, "out"))
+	outputs, err := c.merge(ctx, job, inputs, filepath.Join(dir, "out"))
+	err = errors.Join(err, closeAll(inputs))
 	if err != nil {
 		return c.blame(ctx, id, inputs, fmt.Errorf("compact %s: %w", job.key(), err))
 	}
-	if output == "" {
+	if len(outputs) == 0 {
 		return c.discard(ctx, id, inputs)
 	}
-	if err := c.store.Upload(ctx, id, output); err != nil {
-		return err
+	for _, output := range outputs {
+		if err := c.store.Upload(ctx, id, output); err != nil {
+			return err
+		}
 	}
 	c.metrics.compactions.Inc()
 	c.metrics.blocksCompacted.Add(float64(len(inputs)))
 	c.metrics.compactionDuration.Observe(c.now().Sub(start).Seconds())
-	c.logger.Info("compacted blocks", "tenant", id, "sources", len(inputs), "block", filepath.Base(output),
+	c.logger.Info("compacted blocks", "tenant", id, "sources", len(inputs), "results", len(outputs), "block", filepath.Base(outputs[0]),
 		"start", time.UnixMilli(job.start).UTC(), "range", job.length, "overlapping", job.vertical)
 	return nil
 }
 
-// input is a block that was brought to the job's directory and found readable.
-type input struct {
-	id  ulid.ULID
-	dir string
-	blockcheck.Census
-}
-
-// fetch brings the blocks of a job to dir and looks at them. No inputs and no error
-// mean that the job is to be planned again: a block is gone, or was quarantined.
-//
-// Even blocks in a local bucket are brought, as links: the TSDB writes to the
-// meta.json of what it compacts.
-func (c *Compactor) fetch(ctx context.Context, id tenant.ID, job compaction, dir string) ([]input, error) {
-	inputs := make([]input, 0, len(job.blocks))
-	quarantined := false
+// open opens the blocks of a job. No inputs and no error mean that the job is to be
+// planned again: a block is gone, or was quarantined.
+func (c *Compactor) open(ctx context.Context, id tenant.ID, job compaction, dir string) (inputs []*input, err error) {
+	defer func() {
+		if inputs == nil || err != nil {
+			err = errors.Join(err, closeAll(inputs))
+			inputs = nil
+		}
+	}()
+	window := blockstream.Window(windows, len(job.blocks))
 	for _, block := range job.blocks {
-		in := input{id: block, dir: filepath.Join(dir, "in", block.String())}
-		err := c.store.Download(ctx, id, block, in.dir)
-		if errors.Is(err, blockstore.ErrBlockNotFound) {
-			return nil, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-		in.Census, err = blockcheck.Dir(ctx, in.dir, blockcheck.Quick)
-		if errors.Is(err, blockcheck.ErrDamaged) {
-			quarantined = true
-			if err := c.quarantine(ctx, id, block, err); err != nil {
-				return nil, err
-			}
-			continue
-		}
-		if err != nil {
-			return nil, fmt.Errorf("look at block %s: %w", block, err)
+		name := block.Meta.ULID
+		cfg := blockstream.Config{Dir: filepath.Join(dir, "in", name.String()), Window: window}
+		in, err := openInput(ctx, cfg, c.store, id, block)
+		switch {
+		case errors.Is(err, blockstore.ErrBlockNotFound):
+			return nil, closeAll(inputs)
+		case err != nil && isPassing(err):
+			return inputs, fmt.Errorf("open block %s: %w", name, err)
+		case err != nil:
+			return nil, errors.Join(closeAll(inputs), c.quarantine(ctx, id, name, err))
 		}
 		inputs = append(inputs, in)
-	}
-	if quarantined {
-		return nil, nil
 	}
 	return inputs, nil
 }
 
+// merge merges the inputs into blocks in parent, checks them and returns their
+// directories; none if no sample is left.
+func (c *Compactor) merge(ctx context.Context, job compaction, inputs []*input, parent string) ([]string, error) {
+	if err := os.MkdirAll(parent, 0o777); err != nil {
+		return nil, err
+	}
+	readers := make([]tsdb.BlockReader, len(inputs))
+	for i, in := range inputs {
+		readers[i] = in
+	}
+	cfg := blockwriter.Config{
+		Parent:    parent,
+		Rechunk:   job.length >= rechunkFrom,
+		All:       !job.splits(),
+		KeepEmpty: job.splits(),
+		Progress: func(samples uint64) {
+			c.board.Progress(samples)
+			c.metrics.samples.Add(float64(samples))
+		},
+	}
+	pending, err := blockwriter.Write(ctx, cfg, readers, job.specs())
+	if err != nil {
+		return nil, err
+	}
+	if len(pending) == 0 {
+		return nil, checkEmpty(inputs)
+	}
+	if err := checkCounts(job, inputs, pending); err != nil {
+		return nil, err
+	}
+	var dirs []string
+	for _, p := range pending {
+		dir, err := p.Commit()
+		if err != nil {
+			return nil, err
+		}
+		if err := checkOutput(ctx, dir, p.Meta); err != nil {
+			return nil, err
+		}
+		dirs = append(dirs, dir)
+	}
+	return dirs, nil
+}
+
 // blame looks for the inputs that a compaction failed on and quarantines them. If
 // none of them is damaged, the error is that of the machine, or ours, and stays.
-func (c *Compactor) blame(ctx context.Context, id tenant.ID, inputs []input, cause error) error {
-	if blockcheck.IsEnvironment(cause) {
+func (c *Compactor) blame(ctx context.Context, id tenant.ID, inputs []*input, cause error) error {
+	if errors.Is(cause, blockstore.ErrBlockNotFound) {
+		return nil // It is planned again, without it.
+	}
+	if isPassing(cause) {
 		return cause
+	}
+	var known *inputError
+	if errors.As(cause, &known) {
+		return c.quarantine(ctx, id, known.block, known.err)
 	}
 	quarantined := false
 	for _, in := range inputs {
 		// Only now is it worth while to read every chunk.
-		_, err := blockcheck.Dir(ctx, in.dir, blockcheck.Full)
+		err := in.check(ctx)
 		switch {
-		case errors.Is(err, blockcheck.ErrDamaged):
+		case errors.Is(err, blockstore.ErrBlockNotFound):
+			return nil
+		case err != nil && isPassing(err):
+			return errors.Join(cause, err)
+		case err != nil:
 			quarantined = true
-			if err := c.quarantine(ctx, id, in.id, err); err != nil {
+			if err := c.quarantine(ctx, id, in.name, err); err != nil {
 				return errors.Join(cause, err)
 			}
-		case err != nil:
-			return errors.Join(cause, err)
 		}
 	}
 	if quarantined {
@@ -133,108 +179,65 @@ func (c *Compactor) blame(ctx context.Context, id tenant.ID, inputs []input, cau
 	return cause
 }
 
-// mergeBlocks merges the inputs into a block in parent, checks it and returns its
-// directory, or "" if no sample is left.
-func mergeBlocks(ctx context.Context, inputs []input, parent string) (dir string, err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			dir, err = "", fmt.Errorf("the TSDB panics: %v", r)
-		}
-	}()
-	compactor, err := tsdb.NewLeveledCompactorWithOptions(ctx, nil, nil, []int64{(2 * time.Hour).Milliseconds()}, nil, tsdb.LeveledCompactorOptions{
-		EnableOverlappingCompaction: true,
-		// What the ingesters write; chunks that need no merging stay as they are.
-		FloatChunkEncoding: func() chunkenc.Encoding { return chunkenc.EncXOR2 },
-	})
-	if err != nil {
-		return "", err
-	}
-	if err := os.MkdirAll(parent, 0o777); err != nil {
-		return "", err
-	}
-	dirs := make([]string, len(inputs))
-	metas := make([]*tsdb.BlockMeta, len(inputs))
-	for i, in := range inputs {
-		dirs[i] = in.dir
-		if metas[i], err = readMeta(in.dir); err != nil {
-			return "", err
-		}
-	}
-	ids, err := compactor.Compact(parent, dirs, nil)
-	if err != nil {
-		return "", err
-	}
-	if len(ids) == 0 {
-		return "", checkEmpty(inputs)
-	}
-	dir = filepath.Join(parent, ids[0].String())
-	if err := completeMeta(dir, metas); err != nil {
-		return "", err
-	}
-	return dir, checkOutput(ctx, dir, inputs, metas)
+// isPassing tells whether an error is due to the machine, the bucket or a shutdown, rather
+// than to what was read.
+func isPassing(err error) bool {
+	return errors.Is(err, blockstream.ErrUnreachable) || blockcheck.IsEnvironment(err)
 }
 
-// completeMeta corrects what the TSDB writes into the meta of a merged block. A
-// source that names no sources of its own is a source itself, otherwise the result
-// would not be known to supersede it. And a hint that the samples are stale,
-// selected or out of order holds only if it holds for all sources.
-func completeMeta(dir string, sources []*tsdb.BlockMeta) error {
-	meta, err := readMeta(dir)
-	if err != nil {
-		return err
+// checkCounts checks that what was read is what was written, where nothing was to be merged or
+// left out.
+func checkCounts(job compaction, inputs []*input, outputs []*blockwriter.Pending) error {
+	read, written := uint64(0), uint64(0)
+	for _, in := range inputs {
+		if job.vertical || in.hasTombstones() {
+			return nil
+		}
+		if !job.splits() && in.chunks != in.listed {
+			return fmt.Errorf("%w: %d chunks of block %s were read of %d", errInconsistent, in.chunks, in.name, in.listed)
+		}
+		read += in.samples
 	}
-	meta.Compaction.Sources = nil
-	meta.Compaction.Hints = slices.Clone(sources[0].Compaction.Hints)
-	for _, source := range sources {
-		meta.Compaction.Sources = append(meta.Compaction.Sources, blockstore.Sources(*source)...)
-		meta.Compaction.Hints = slices.DeleteFunc(meta.Compaction.Hints, func(hint string) bool {
-			return !slices.Contains(source.Compaction.Hints, hint)
-		})
+	for _, output := range outputs {
+		written += output.Meta.Stats.NumSamples
 	}
-	slices.SortFunc(meta.Compaction.Sources, ulid.ULID.Compare)
-	meta.Compaction.Sources = slices.Compact(meta.Compaction.Sources)
-	text, err := json.MarshalIndent(meta, "", "\t")
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(filepath.Join(dir, "meta.json"), text, 0o666)
-}
-
-// checkOutput reads the result once more, since its sources will be deleted.
-func checkOutput(ctx context.Context, dir string, inputs []input, metas []*tsdb.BlockMeta) error {
-	result, err := blockcheck.Dir(ctx, dir, blockcheck.Quick)
-	if err != nil {
-		return fmt.Errorf("%w: %w", errInconsistent, err)
-	}
-	chunks, series, exact := 0, 0, true
-	end := metas[0].MinTime
-	for i, in := range inputs {
-		exact = exact && in.Tombstones == 0 && metas[i].MinTime >= end
-		end = max(end, metas[i].MaxTime)
-		chunks += in.Chunks
-		series = max(series, in.Series)
-	}
-	// Without overlaps and deletions every chunk goes into the result as it is.
-	if exact && (result.Chunks != chunks || result.Series < series) {
-		return fmt.Errorf("%w: it has %d chunks of %d and %d series of at least %d", errInconsistent, result.Chunks, chunks, result.Series, series)
+	if read != written {
+		return fmt.Errorf("%w: it has %d samples of %d", errInconsistent, written, read)
 	}
 	return nil
 }
 
+// checkOutput reads a result once more, since its sources will be deleted.
+func checkOutput(ctx context.Context, dir string, meta tsdb.BlockMeta) (err error) {
+	block, err := blockstream.OpenDir(dir, meta, 0)
+	if err != nil {
+		return fmt.Errorf("%w: %w", errInconsistent, err)
+	}
+	defer func() { err = errors.Join(err, block.Close()) }()
+	found, err := blockcheck.Reader(ctx, block, blockcheck.Quick)
+	if err == nil {
+		err = blockcheck.CheckStats(meta.Stats, found, blockcheck.Quick)
+	}
+	if err != nil && !isPassing(err) {
+		err = fmt.Errorf("%w: %w", errInconsistent, err)
+	}
+	return err
+}
+
 // checkEmpty checks that nothing was expected of inputs that led to no block.
-func checkEmpty(inputs []input) error {
+func checkEmpty(inputs []*input) error {
 	for _, in := range inputs {
-		if in.Chunks > 0 && in.Tombstones == 0 {
-			return fmt.Errorf("%w: it is empty, block %s has %d chunks", errInconsistent, in.id, in.Chunks)
+		if in.listed > 0 && !in.hasTombstones() {
+			return fmt.Errorf("%w: it is empty, block %s has %d chunks", errInconsistent, in.name, in.listed)
 		}
 	}
 	return nil
 }
 
 // discard marks the inputs of a job that had no result.
-func (c *Compactor) discard(ctx context.Context, id tenant.ID, inputs []input) error {
+func (c *Compactor) discard(ctx context.Context, id tenant.ID, inputs []*input) error {
 	for _, in := range inputs {
-		err := c.store.MarkForDeletion(ctx, id, in.id, blockstore.DeletionMark{Time: c.now(), Reason: blockstore.DeletionEmpty})
+		err := c.store.MarkForDeletion(ctx, id, in.name, blockstore.DeletionMark{Time: c.now(), Reason: blockstore.DeletionEmpty})
 		if err != nil && !errors.Is(err, blockstore.ErrBlockNotFound) {
 			return err
 		}
@@ -258,16 +261,4 @@ func (c *Compactor) quarantine(ctx context.Context, id tenant.ID, block ulid.ULI
 	c.logger.Error("a block is damaged; it is no longer compacted and queries may fail on it or miss samples: replace it from a backup or delete it, or remove its no-compact-mark.json to have it tried again",
 		"tenant", id, "block", block, "err", cause)
 	return nil
-}
-
-func readMeta(dir string) (*tsdb.BlockMeta, error) {
-	text, err := os.ReadFile(filepath.Join(dir, "meta.json"))
-	if err != nil {
-		return nil, err
-	}
-	var meta tsdb.BlockMeta
-	if err := json.Unmarshal(text, &meta); err != nil {
-		return nil, err
-	}
-	return &meta, nil
 }

@@ -33,15 +33,16 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/common/model"
 
+	"github.com/hundredfold/hundredfold/internal/backlog"
 	"github.com/hundredfold/hundredfold/internal/blockstore"
 	"github.com/hundredfold/hundredfold/internal/tenant"
 )
 
 // Config says how the compactor works.
 type Config struct {
-	// Dir is where blocks are brought to and results are written before they are
-	// uploaded. It needs room for twice the largest day of a tenant. On the
-	// filesystem of the bucket's directory, nothing is copied to it.
+	// Dir is where results are written before they are uploaded. It needs room for the
+	// largest day of a tenant, and a tenth more for indexes. On the filesystem of the
+	// bucket's directory, nothing is copied from it.
 	Dir string `yaml:"dir"`
 	// Interval is the time between two passes, at least 1s.
 	Interval model.Duration `yaml:"interval"`
@@ -86,8 +87,8 @@ type Compactor struct {
 	metrics *metrics
 	now     func() time.Time
 
-	// What the last pass saw of each tenant, for the metrics.
-	seen map[tenant.ID]sighting
+	// board is told what is seen, planned and done.
+	board *backlog.Board
 	// Blocks whose meta.json could not be understood and that were reported so.
 	reported map[blockName]struct{}
 }
@@ -97,12 +98,6 @@ type Compactor struct {
 type blockName struct {
 	tenant tenant.ID
 	block  ulid.ULID
-}
-
-// sighting is what a pass leaves of a tenant.
-type sighting struct {
-	backlog     int // compactions still to be done
-	quarantined int // blocks that are left alone
 }
 
 // Deps are what a Compactor works with.
@@ -132,11 +127,11 @@ func New(cfg Config, deps Deps) (*Compactor, error) {
 		limits:   deps.Limits,
 		owns:     deps.Owns,
 		logger:   deps.Logger,
-		metrics:  newMetrics(deps.Registerer),
 		now:      time.Now,
-		seen:     make(map[tenant.ID]sighting),
 		reported: make(map[blockName]struct{}),
 	}
+	c.board = backlog.New(func() time.Time { return c.now() })
+	c.metrics = newMetrics(deps.Registerer, c.board)
 	if c.logger == nil {
 		c.logger = slog.New(slog.DiscardHandler)
 	}
@@ -173,8 +168,13 @@ func (c *Compactor) Run(ctx context.Context) error {
 func (c *Compactor) RunOnce(ctx context.Context) error {
 	start := c.now()
 	err := c.pass(ctx)
+	ended := backlog.Pass{Ended: c.now(), Seconds: c.now().Sub(start).Seconds()}
 	c.metrics.passes.Inc()
-	c.metrics.passDuration.Observe(c.now().Sub(start).Seconds())
+	c.metrics.passDuration.Observe(ended.Seconds)
+	if err != nil {
+		ended.Error = err.Error()
+	}
+	c.board.Passed(ended)
 	if err != nil {
 		c.metrics.passFailures.Inc()
 		return err
@@ -189,30 +189,48 @@ func (c *Compactor) pass(ctx context.Context) error {
 		return err
 	}
 	present := make(map[tenant.ID]struct{}, len(ids))
+	for _, id := range ids {
+		if c.owns(id) {
+			present[id] = struct{}{}
+			c.survey(ctx, id)
+		}
+	}
+	c.board.Keep(present)
 	var errs []error
 	for _, id := range ids {
 		if err := ctx.Err(); err != nil {
 			return errors.Join(append(errs, err)...)
 		}
 		if !c.owns(id) {
+			delete(present, id)
 			continue
 		}
 		present[id] = struct{}{}
 		if err := c.tenant(ctx, id); err != nil {
+			if ctx.Err() == nil {
+				c.board.Failed(id, err)
+			}
 			errs = append(errs, fmt.Errorf("tenant %s: %w", id, err))
 		}
 	}
-	for id := range c.seen {
-		if _, ok := present[id]; !ok {
-			delete(c.seen, id)
-		}
-	}
+	c.board.Keep(present)
 	if c.visits != nil {
 		c.visits.forget(present)
 	}
-	c.showSightings()
 	return errors.Join(errs...)
 }
+
+// survey looks at a tenant that was never looked at, so that the backlog of all is known
+// before the work on the first begins. An error comes again when the tenant's turn does.
+func (c *Compactor) survey(ctx context.Context, id tenant.ID) {
+	if !c.board.Knows(id) && ctx.Err() == nil {
+		_, _ = c.look(ctx, id)
+	}
+}
+
+// Status returns what there is to do, how far it is and what is wrong. It is safe to call
+// at any time.
+func (c *Compactor) Status() backlog.Status { return c.board.Status() }
 
 // tenant does all that there is to do for one tenant now, unless another compactor
 // works on it.
@@ -284,14 +302,16 @@ func (c *Compactor) work(ctx context.Context, id tenant.ID, todo actions) error 
 			break
 		}
 		tried[job.key()] = struct{}{}
-		if err := c.compact(ctx, id, job); err != nil {
+		c.board.Begin(id, job.describe())
+		err := c.compact(ctx, id, job)
+		c.board.End(err == nil)
+		if err != nil {
 			if ctx.Err() != nil {
 				return errors.Join(append(errs, err)...)
 			}
 			c.metrics.compactionFailures.Inc()
 			errs = append(errs, err)
 		}
-		var err error
 		if todo, err = c.look(ctx, id); err != nil {
 			return errors.Join(append(errs, err)...)
 		}
@@ -309,29 +329,28 @@ func next(jobs []compaction, tried map[string]struct{}) (compaction, bool) {
 	return compaction{}, false
 }
 
-// sight notes for the metrics what there is of a tenant.
+// sight tells the board what there is of a tenant.
 func (c *Compactor) sight(id tenant.ID, blocks map[ulid.ULID]blockstore.Block, partial []ulid.ULID, todo actions) {
-	s := sighting{backlog: len(todo.compactions)}
-	for _, block := range blocks {
-		if block.NoCompact != nil {
-			s.quarantined++
+	t := backlog.Tenant{Blocks: len(blocks), Jobs: make([]backlog.Job, len(todo.compactions))}
+	for i, job := range todo.compactions {
+		t.Jobs[i] = job.describe()
+	}
+	for _, name := range sorted(blocks) {
+		block := blocks[name]
+		if mark := block.NoCompact; mark != nil {
+			t.Quarantined = append(t.Quarantined, backlog.Quarantined{Block: name, Reason: string(mark.Reason), Details: mark.Details, Since: mark.Time})
+		}
+		if mark := block.Deletion; mark != nil {
+			t.Marked++
+			if at := mark.Time.Add(time.Duration(c.cfg.DeletionDelay)); t.NextDeletion.IsZero() || at.Before(t.NextDeletion) {
+				t.NextDeletion = at
+			}
 		}
 	}
-	for _, block := range partial {
-		if _, ok := c.reported[blockName{id, block}]; ok {
-			s.quarantined++
+	for _, name := range partial {
+		if _, ok := c.reported[blockName{id, name}]; ok {
+			t.Quarantined = append(t.Quarantined, backlog.Quarantined{Block: name, Reason: "damaged-meta", Details: "its meta.json cannot be understood"})
 		}
 	}
-	c.seen[id] = s
-	c.showSightings()
-}
-
-func (c *Compactor) showSightings() {
-	var sum sighting
-	for _, s := range c.seen {
-		sum.backlog += s.backlog
-		sum.quarantined += s.quarantined
-	}
-	c.metrics.backlog.Set(float64(sum.backlog))
-	c.metrics.quarantinedNow.Set(float64(sum.quarantined))
+	c.board.Plan(id, t)
 }

@@ -152,10 +152,12 @@ func everyKind(start, end int64) []blocktest.Series {
 
 func editMeta(t *testing.T, dir string, edit func(*tsdb.BlockMeta)) {
 	t.Helper()
-	meta, err := readMeta(dir)
+	text, err := os.ReadFile(filepath.Join(dir, "meta.json"))
 	require.NoError(t, err)
-	edit(meta)
-	text, err := json.Marshal(meta)
+	var meta tsdb.BlockMeta
+	require.NoError(t, json.Unmarshal(text, &meta))
+	edit(&meta)
+	text, err = json.Marshal(meta)
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "meta.json"), text, 0o600))
 }

@@ -1,46 +1,81 @@
 package compactor
 
 import (
+	"crypto/rand"
 	"errors"
 	"testing"
 	"time"
 
+	"github.com/oklog/ulid/v2"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/prometheus/prometheus/tsdb"
 	"github.com/stretchr/testify/require"
 	"github.com/thanos-io/objstore"
 
 	"github.com/hundredfold/hundredfold/internal/blockstore"
 	"github.com/hundredfold/hundredfold/internal/blockstore/blocktest"
+	"github.com/hundredfold/hundredfold/internal/blockwriter"
 )
 
 func TestAPassInterruptedAtAnyStepIsCompletedByTheNext(t *testing.T) {
-	for name, fail := range map[string]func(*blocktest.Faulty, int64){
-		"a crash":       (*blocktest.Faulty).FailFrom,
-		"a short fault": (*blocktest.Faulty).FailOnly,
+	first := blocktest.Write(t, t.TempDir(), 0, 2*hour, blocktest.Floats("a", 0, 2*hour, step), blocktest.Floats("b", 0, 2*hour, step))
+	late := blocktest.Write(t, t.TempDir(), 0, 2*hour, blocktest.Floats("a", step/2, 2*hour, step))
+	next := blocktest.Write(t, t.TempDir(), 2*hour, 4*hour, everyKind(2*hour, 4*hour)...)
+	for name, c := range map[string]struct {
+		blocks  []string
+		results int
+	}{
+		"merging":          {[]string{first, late, next}, 1},
+		"splitting":        {append(shardsOf(t, next, 2), first, late), 2},
+		"merging shards":   {append(shardsOf(t, next, 2), shardsOf(t, first, 2)...), 2},
+		"splitting shards": {append(shardsOf(t, next, 4), shardsOf(t, first, 2)...), 4},
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			blocks := []string{
-				blocktest.Write(t, t.TempDir(), 0, 2*hour, blocktest.Floats("a", 0, 2*hour, step)),
-				blocktest.Write(t, t.TempDir(), 0, 2*hour, blocktest.Floats("a", step/2, 2*hour, step)),
-				blocktest.Write(t, t.TempDir(), 2*hour, 4*hour, blocktest.Floats("a", 2*hour, 4*hour, step)),
-			}
-			want := blocktest.Samples(t, blocks...)
-			n := int64(1)
-			for interrupted(t, blocks, want, func(bucket *blocktest.Faulty) { fail(bucket, n) }) >= n {
-				n++
-				if testing.Short() {
-					n += 9
+		for how, fail := range map[string]func(*blocktest.Faulty, int64){
+			"a crash":       (*blocktest.Faulty).FailFrom,
+			"a short fault": (*blocktest.Faulty).FailOnly,
+		} {
+			t.Run(name+"/"+how, func(t *testing.T) {
+				t.Parallel()
+				want := blocktest.Samples(t, c.blocks...)
+				n := int64(1)
+				for interrupted(t, c.blocks, c.results, want, func(bucket *blocktest.Faulty) { fail(bucket, n) }) >= n {
+					n++
+					if testing.Short() {
+						n += 19
+					}
 				}
-			}
-			require.Greater(t, n, int64(40), "there are at least that many calls to fail")
-		})
+				require.Greater(t, n, int64(40), "there are at least that many calls to fail")
+			})
+		}
 	}
+}
+
+// shardsOf cuts a block into n shards, as an ingester does: each is a source of its own.
+func shardsOf(t *testing.T, dir string, n uint64) (dirs []string) {
+	t.Helper()
+	block, err := tsdb.OpenBlock(nil, dir, nil, nil)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, block.Close()) }()
+	var specs []blockwriter.Spec
+	for i := range n {
+		meta := block.Meta()
+		meta.ULID = ulid.MustNew(ulid.Now(), rand.Reader)
+		meta.Compaction = tsdb.BlockMetaCompaction{Level: 1, Sources: []ulid.ULID{meta.ULID}}
+		specs = append(specs, blockwriter.Spec{Meta: meta, Extension: blockstore.Extension{Shard: &blockstore.Shard{Index: i, Count: n}}})
+	}
+	pending, err := blockwriter.Write(t.Context(), blockwriter.Config{Parent: t.TempDir(), KeepEmpty: true}, []tsdb.BlockReader{block}, specs)
+	require.NoError(t, err)
+	for _, p := range pending {
+		dir, err := p.Commit()
+		require.NoError(t, err)
+		dirs = append(dirs, dir)
+	}
+	return dirs
 }
 
 // interrupted lets a pass fail, looks at what it left, and lets further passes
 // complete the work. It returns how many calls the pass made.
-func interrupted(t *testing.T, blocks []string, want map[string][]string, fail func(*blocktest.Faulty)) (calls int64) {
+func interrupted(t *testing.T, blocks []string, results int, want map[string][]string, fail func(*blocktest.Faulty)) (calls int64) {
 	t.Helper()
 	// In memory, because there are many calls to fail; what a filesystem adds to this
 	// is tested where it is.
@@ -74,7 +109,10 @@ func interrupted(t *testing.T, blocks []string, want map[string][]string, fail f
 	require.Equal(t, want, f.samples(t), "after recovery")
 	blocksLeft, partial, err := f.store.Blocks(t.Context(), acme)
 	require.NoError(t, err)
-	require.Len(t, blocksLeft, 1)
+	require.Len(t, blocksLeft, results)
+	for id, block := range blocksLeft {
+		require.Equal(t, uint64(results), block.Shard().Count, "block %s", id)
+	}
 	require.Empty(t, partial)
 	return calls
 }

@@ -1,8 +1,12 @@
 package compactor
 
 import (
+	"math"
+
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"github.com/hundredfold/hundredfold/internal/backlog"
 )
 
 type metrics struct {
@@ -21,12 +25,11 @@ type metrics struct {
 	blocksDeleted   prometheus.Counter
 	partialDeleted  prometheus.Counter
 	quarantined     prometheus.Counter
-	quarantinedNow  prometheus.Gauge
-	backlog         prometheus.Gauge
 	yielded         prometheus.Counter
+	samples         prometheus.Counter
 }
 
-func newMetrics(reg prometheus.Registerer) *metrics {
+func newMetrics(reg prometheus.Registerer, board *backlog.Board) *metrics {
 	factory := promauto.With(reg)
 	counter := func(name, help string) prometheus.Counter {
 		return factory.NewCounter(prometheus.CounterOpts{Name: "hundredfold_compactor_" + name, Help: help})
@@ -41,6 +44,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Buckets: prometheus.ExponentialBuckets(0.1, 4, 9), // 0.1 s to about 2 h
 		})
 	}
+	registerBacklog(factory, board)
 	return &metrics{
 		passes:       counter("passes_total", "Passes over all tenants."),
 		passFailures: counter("pass_failures_total", "Passes in which something failed for at least one tenant."),
@@ -60,8 +64,38 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		blocksDeleted:  counter("blocks_deleted_total", "Blocks that were deleted after they had been marked."),
 		partialDeleted: counter("partial_blocks_deleted_total", "Remains of uploads and deletions that were never completed and have been deleted."),
 		quarantined:    counter("blocks_quarantined_total", "Blocks found damaged, which are left alone from then on."),
-		quarantinedNow: gauge("quarantined_blocks", "Blocks that are left alone: damaged, marked by hand, or with a meta.json that cannot be understood."),
-		backlog:        gauge("backlog_compactions", "Compactions that are planned and not yet done."),
 		yielded:        counter("visits_yielded_total", "Times that a tenant was left to another compactor which works on it."),
+		samples:        counter("samples_total", "Samples of blocks that were merged, also in compactions that failed later."),
 	}
+}
+
+// registerBacklog registers what is planned.
+func registerBacklog(factory promauto.Factory, board *backlog.Board) {
+	show := func(name, help string, value func() float64) {
+		factory.NewGaugeFunc(prometheus.GaugeOpts{Name: "hundredfold_compactor_" + name, Help: help}, value)
+	}
+	show("quarantined_blocks", "Blocks that are left alone: damaged, marked by hand, or with a meta.json that cannot be understood.", func() float64 {
+		return float64(board.Totals().Quarantined)
+	})
+	show("backlog_compactions", "Compactions that are planned and not yet done.", func() float64 {
+		return float64(board.Totals().Compactions)
+	})
+	show("backlog_samples", "Samples that planned compactions have yet to merge.", func() float64 {
+		return float64(board.Totals().Samples)
+	})
+	show("backlog_samples_per_second", "Samples that are merged in a second of work; 0 as long as none were.", func() float64 {
+		return board.Totals().Rate
+	})
+	show("backlog_eta_seconds", "Time until all that is planned now is done, at the rate of late; NaN as long as the rate is not known.", func() float64 {
+		if eta := board.Totals().Seconds; eta >= 0 {
+			return eta
+		}
+		return math.NaN()
+	})
+	show("job_progress_ratio", "How far the running compaction is, from 0 to 1; NaN if none runs.", func() float64 {
+		if fraction, running := board.Fraction(); running {
+			return fraction
+		}
+		return math.NaN()
+	})
 }

@@ -1,13 +1,13 @@
 package compactor
 
 import (
-	"cmp"
+	"maps"
 	"math"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/oklog/ulid/v2"
+	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/tsdb"
 
 	"github.com/hundredfold/hundredfold/internal/blockstore"
@@ -56,23 +56,6 @@ type mark struct {
 	by     ulid.ULID // the block that supersedes it, for reason compacted
 }
 
-// compaction says that blocks are to be merged into one.
-type compaction struct {
-	blocks   []ulid.ULID // by start, then by name
-	start    int64       // of the aligned range that they lie in, in ms
-	length   time.Duration
-	vertical bool // some of them overlap
-}
-
-// key identifies a job.
-func (c compaction) key() string {
-	names := make([]string, len(c.blocks))
-	for i, block := range c.blocks {
-		names[i] = block.String()
-	}
-	return strings.Join(names, ",")
-}
-
 // plan says what is to be done with a tenant's blocks. It is a pure function, and
 // carrying out its actions, in any order and any number of times, leads to a state
 // for which there is nothing left to do but to wait:
@@ -86,7 +69,11 @@ func (c compaction) key() string {
 //     failures deletes the last copy of a sample.
 //   - The other blocks are merged within aligned ranges of 24 h, 12 h and 2 h: all
 //     blocks in the largest range that has settled at once. Within 2 h there are
-//     several blocks only if they overlap or a head was cut early.
+//     several blocks only if they overlap or a head was cut early. What is too large
+//     for one block, or was cut in shards, is merged shard by shard.
+//
+// Blocks with other external labels are merged apart, since those are labels of all of a
+// block's series.
 //
 // Blocks that are in the previous bucket only are not touched, and a range with one
 // waits until it has been copied, so that it is compacted once.
@@ -115,11 +102,11 @@ func plan(s state) actions {
 		view[id] = block
 	}
 
-	superseded := blockstore.Superseded(view)
-	var candidates []tsdb.BlockMeta
+	lineage := blockstore.NewLineage(view)
+	candidates := make(map[string][]blockstore.Block) // by external labels
 	for _, id := range sorted(view) {
 		block := view[id]
-		by, isSuperseded := superseded[id]
+		by, isSuperseded := lineage.Covered(id, block.Shard())
 		switch {
 		case block.Deletion != nil && block.Deletion.Reason == blockstore.DeletionCompacted && !isSuperseded && !s.expired(block.Meta):
 			todo.unmarks = append(todo.unmarks, id)
@@ -133,10 +120,15 @@ func plan(s state) actions {
 			continue
 		}
 		if block.NoCompact == nil {
-			candidates = append(candidates, block.Meta)
+			key := labels.FromMap(block.Extension.ExternalLabels).String()
+			candidates[key] = append(candidates[key], block)
 		}
 	}
-	todo.compactions = merge(nil, candidates, []time.Duration{24 * time.Hour, 12 * time.Hour, 2 * time.Hour}, s.settled())
+	m := merger{lineage: lineage, settled: s.settled()}
+	for _, key := range slices.Sorted(maps.Keys(candidates)) {
+		m.plan(candidates[key], []time.Duration{24 * time.Hour, 12 * time.Hour, 2 * time.Hour})
+	}
+	todo.compactions = m.jobs
 	return todo
 }
 
@@ -186,54 +178,6 @@ func (s state) uncopied() []tsdb.BlockMeta {
 		}
 	}
 	return metas
-}
-
-// merge appends the jobs for blocks within aligned ranges of the first length that
-// have settled, and looks at the shorter lengths within the others.
-func merge(jobs []compaction, blocks []tsdb.BlockMeta, lengths []time.Duration, settled func(start, end int64) bool) []compaction {
-	if len(lengths) == 0 {
-		return jobs
-	}
-	ranges := make(map[int64][]tsdb.BlockMeta)
-	for _, block := range blocks {
-		start := alignDown(block.MinTime, lengths[0])
-		if block.MaxTime <= start+lengths[0].Milliseconds() {
-			ranges[start] = append(ranges[start], block)
-		}
-	}
-	starts := make([]int64, 0, len(ranges))
-	for start := range ranges {
-		starts = append(starts, start)
-	}
-	slices.Sort(starts)
-	for _, start := range starts {
-		inside := ranges[start]
-		switch {
-		case len(inside) < 2:
-		case settled(start, start+lengths[0].Milliseconds()):
-			jobs = append(jobs, job(start, lengths[0], inside))
-		default:
-			jobs = merge(jobs, inside, lengths[1:], settled)
-		}
-	}
-	return jobs
-}
-
-func job(start int64, length time.Duration, blocks []tsdb.BlockMeta) compaction {
-	slices.SortFunc(blocks, func(a, b tsdb.BlockMeta) int {
-		return cmp.Or(cmp.Compare(a.MinTime, b.MinTime), a.ULID.Compare(b.ULID))
-	})
-	if len(blocks) > maxInputs {
-		blocks = blocks[:maxInputs]
-	}
-	result := compaction{start: start, length: length}
-	end := blocks[0].MinTime
-	for _, block := range blocks {
-		result.blocks = append(result.blocks, block.ULID)
-		result.vertical = result.vertical || block.MinTime < end
-		end = max(end, block.MaxTime)
-	}
-	return result
 }
 
 // alignDown returns the start of the aligned range that t (in ms) lies in.

@@ -4,10 +4,10 @@ import (
 	"bufio"
 	"flag"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -25,7 +25,7 @@ import (
 //
 //	now 15h                      the time, since the beginning of day 0
 //	retention 30d                of the tenant; none at first
-//	block NAME FROM-TO [...]     a block appears; options: sources=A,B level=2 hint=H
+//	block NAME FROM-TO [...]     a block appears; options: sources=A,B level=2 hint=H shard=1/2 series=N label=L
 //	damaged NAME                 the block gets a mark against compaction
 //	lose NAME                    the block vanishes
 //	plan                         prints what is to be done
@@ -58,26 +58,27 @@ type world struct {
 	names map[ulid.ULID]string
 	made  int
 	last  uint64
-	begin map[ulid.ULID]tsdb.BlockMeta // blocks that were not made by a compaction
+	begin map[ulid.ULID]blockstore.Block // blocks that were not made by a compaction
 }
 
 func newWorld() *world {
 	return &world{
 		state: state{blocks: map[ulid.ULID]blockstore.Block{}, deletionDelay: 2 * time.Hour, now: time.UnixMilli(0)},
 		names: map[ulid.ULID]string{},
-		begin: map[ulid.ULID]tsdb.BlockMeta{},
+		begin: map[ulid.ULID]blockstore.Block{},
 	}
 }
 
-func (w *world) add(name string, meta tsdb.BlockMeta) ulid.ULID {
+func (w *world) add(name string, block blockstore.Block) ulid.ULID {
 	w.last++
+	meta := &block.Meta
 	meta.ULID = ulid.MustNew(w.last, nil)
 	if meta.Compaction.Sources == nil {
 		meta.Compaction.Sources = []ulid.ULID{meta.ULID}
-		w.begin[meta.ULID] = meta
+		w.begin[meta.ULID] = block
 	}
 	w.names[meta.ULID] = name
-	w.blocks[meta.ULID] = blockstore.Block{Meta: meta}
+	w.blocks[meta.ULID] = block
 	return meta.ULID
 }
 
@@ -112,16 +113,32 @@ func (w *world) damage(id ulid.ULID) {
 
 // compact makes the block that a compaction makes, if all its sources are there.
 func (w *world) compact(job compaction) {
-	var metas []*tsdb.BlockMeta
-	for _, id := range job.blocks {
-		block, ok := w.blocks[id]
-		if !ok {
+	w.compactSome(job, len(job.shards))
+}
+
+// compactSome makes the first n of the blocks that a compaction makes.
+func (w *world) compactSome(job compaction, n int) {
+	for _, id := range job.ids() {
+		if _, ok := w.blocks[id]; !ok {
 			return
 		}
-		metas = append(metas, &block.Meta)
 	}
-	w.made++
-	w.add(fmt.Sprintf("C%d", w.made), *tsdb.CompactBlockMetas(ulid.ULID{}, metas...))
+	for _, shard := range job.shards[:n] {
+		w.made++
+		w.last++
+		spec := job.spec(ulid.MustNew(w.last, nil), shard)
+		w.names[spec.Meta.ULID] = fmt.Sprintf("C%d", w.made)
+		// As the store decodes it.
+		text, err := blockstore.EncodeMeta(spec.Meta, spec.Extension)
+		if err != nil {
+			panic(err)
+		}
+		meta, extension, err := blockstore.DecodeMeta(spec.Meta.ULID, text)
+		if err != nil {
+			panic(err)
+		}
+		w.blocks[meta.ULID] = blockstore.Block{Meta: *meta, Extension: extension}
+	}
 }
 
 func (w *world) apply(todo actions) {
@@ -191,12 +208,12 @@ func (w *world) command(t *testing.T, out *strings.Builder, words []string) {
 		w.retention = duration(t, words[1])
 	case "block":
 		from, to, _ := strings.Cut(words[2], "-")
-		meta := tsdb.BlockMeta{MinTime: duration(t, from).Milliseconds(), MaxTime: duration(t, to).Milliseconds()}
-		meta.Compaction.Level = 1
+		block := blockstore.Block{Meta: tsdb.BlockMeta{MinTime: duration(t, from).Milliseconds(), MaxTime: duration(t, to).Milliseconds()}}
+		block.Meta.Compaction.Level = 1
 		for _, option := range words[3:] {
-			w.option(t, &meta, option)
+			w.option(t, &block, option)
 		}
-		w.add(words[1], meta)
+		w.add(words[1], block)
 	case "damaged":
 		w.damage(w.id(words[1]))
 	case "lose":
@@ -214,8 +231,9 @@ func (w *world) command(t *testing.T, out *strings.Builder, words []string) {
 	}
 }
 
-func (w *world) option(t *testing.T, meta *tsdb.BlockMeta, option string) {
+func (w *world) option(t *testing.T, block *blockstore.Block, option string) {
 	t.Helper()
+	meta := &block.Meta
 	key, value, _ := strings.Cut(option, "=")
 	switch key {
 	case "sources":
@@ -227,6 +245,16 @@ func (w *world) option(t *testing.T, meta *tsdb.BlockMeta, option string) {
 		require.NoError(t, err)
 	case "hint":
 		meta.Compaction.Hints = []string{value}
+	case "shard":
+		var shard blockstore.Shard
+		_, err := fmt.Sscanf(value, "%d/%d", &shard.Index, &shard.Count)
+		require.NoError(t, err)
+		block.Extension.Shard = &shard
+	case "series":
+		_, err := fmt.Sscan(value, &meta.Stats.NumSeries)
+		require.NoError(t, err)
+	case "label":
+		block.Extension.ExternalLabels = map[string]string{"cluster": value}
 	default:
 		require.Fail(t, "unknown option", option)
 	}
@@ -257,7 +285,13 @@ func (w *world) printPlan(out *strings.Builder, todo actions) {
 		fmt.Fprintf(out, "delete %s\n", w.names[id])
 	}
 	for _, job := range todo.compactions {
-		fmt.Fprintf(out, "compact %s into the %s from %s", w.list(job.blocks), hours(job.length.Milliseconds()), hours(job.start))
+		fmt.Fprintf(out, "compact %s into the %s from %s", w.list(job.ids()), hours(job.length.Milliseconds()), hours(job.start))
+		if job.shards[0].Count > 1 {
+			fmt.Fprint(out, ", shards")
+			for _, shard := range job.shards {
+				fmt.Fprintf(out, " %d/%d", shard.Index, shard.Count)
+			}
+		}
 		if job.vertical {
 			fmt.Fprint(out, ", overlapping")
 		}
@@ -272,7 +306,10 @@ func (w *world) printBlocks(out *strings.Builder) {
 	for _, id := range sorted(w.blocks) {
 		block := w.blocks[id]
 		fmt.Fprintf(out, "%s %s-%s", w.names[id], hours(block.Meta.MinTime), hours(block.Meta.MaxTime))
-		if sources := block.Meta.Compaction.Sources; len(sources) > 1 {
+		if shard := block.Extension.Shard; shard != nil {
+			fmt.Fprintf(out, " shard %d/%d", shard.Index, shard.Count)
+		}
+		if sources := block.Meta.Compaction.Sources; len(sources) > 1 || block.Extension.Sources != nil {
 			fmt.Fprintf(out, " of %s", w.list(sources))
 		}
 		if block.Deletion != nil {
@@ -319,7 +356,7 @@ func TestPlanLosesNothingWhateverHappens(t *testing.T) {
 		}
 		for range 30 {
 			for range random.IntN(4) {
-				w.add("b", randomMeta(random, w.now))
+				w.add("b", randomBlock(random, w.now))
 			}
 			if ids := sorted(w.blocks); len(ids) > 0 && random.IntN(20) == 0 {
 				w.damage(ids[random.IntN(len(ids))])
@@ -334,8 +371,8 @@ func TestPlanLosesNothingWhateverHappens(t *testing.T) {
 	}
 }
 
-// randomMeta returns a block of two hours, mostly, at a time before now.
-func randomMeta(random *rand.Rand, now time.Time) tsdb.BlockMeta {
+// randomBlock returns a block of two hours, mostly, at a time before now.
+func randomBlock(random *rand.Rand, now time.Time) (block blockstore.Block) {
 	start := alignDown(now.Add(-time.Duration(random.IntN(26*24))*time.Hour).UnixMilli(), 2*time.Hour)
 	if random.IntN(3) > 0 { // most are of today
 		start = alignDown(now.Add(-time.Duration(random.IntN(30))*time.Hour).UnixMilli(), 2*time.Hour)
@@ -349,7 +386,18 @@ func randomMeta(random *rand.Rand, now time.Time) tsdb.BlockMeta {
 		meta.MaxTime += random.Int64N((30 * time.Hour).Milliseconds())
 	}
 	meta.Compaction.Level = 1
-	return meta
+	switch random.IntN(6) {
+	case 0: // of a large tenant
+		count := uint64(2) << random.IntN(3)
+		block.Extension.Shard = &blockstore.Shard{Index: random.Uint64N(count), Count: count}
+	case 1: // too large for one block
+		meta.Stats.NumSeries = maxSeries + random.Uint64N(3*maxSeries)
+	}
+	if random.IntN(20) == 0 {
+		block.Extension.ExternalLabels = map[string]string{"cluster": "eu"}
+	}
+	block.Meta = meta
+	return block
 }
 
 // applySome does some of the actions, in any order, some of them twice.
@@ -365,48 +413,75 @@ func (w *world) applySome(random *rand.Rand, todo actions) {
 		steps = append(steps, func() { delete(w.blocks, id) })
 	}
 	for _, job := range todo.compactions {
-		steps = append(steps, func() { w.compact(job) })
+		steps = append(steps, func() { w.compactSome(job, random.IntN(len(job.shards)+1)) })
 	}
 	for range len(steps) {
 		steps[random.IntN(len(steps))]()
 	}
 }
 
+// leaves returns the smallest shards that there are here and that a block holds, as bits.
+func leaves(block blockstore.Block) (bits uint64) {
+	for leaf := range uint64(64) {
+		if leaf%block.Shard().Count == block.Shard().Index {
+			bits |= 1 << leaf
+		}
+	}
+	return bits
+}
+
+// readable returns the blocks that readers read.
+func (w *world) readable() map[ulid.ULID]blockstore.Block {
+	blocks := map[ulid.ULID]blockstore.Block{}
+	superseded := blockstore.Superseded(w.blocks)
+	for id, block := range w.blocks {
+		if _, ok := superseded[id]; !ok && (block.Deletion == nil || block.Deletion.Reason != blockstore.DeletionRetention) {
+			blocks[id] = block
+		}
+	}
+	return blocks
+}
+
 // requireComplete fails if the samples of a block that ever was, and that the
 // retention still covers, are in no block that readers see.
 func (w *world) requireComplete(t *testing.T, seed uint64) {
 	t.Helper()
-	readable := make(map[ulid.ULID]bool)
-	superseded := blockstore.Superseded(w.blocks)
-	for id, block := range w.blocks {
-		if _, ok := superseded[id]; ok || block.Deletion != nil && block.Deletion.Reason == blockstore.DeletionRetention {
-			continue
-		}
+	read := map[ulid.ULID]uint64{}
+	for _, block := range w.readable() {
 		for _, source := range block.Meta.Compaction.Sources {
-			readable[source] = true
+			read[source] |= leaves(block)
 		}
 	}
-	for id, meta := range w.begin {
-		if !w.expired(meta) {
-			require.True(t, readable[id], "seed %d: the samples of block %s are lost", seed, id)
+	for id, block := range w.begin {
+		if !w.expired(block.Meta) {
+			require.Zero(t, leaves(block)&^read[id], "seed %d: samples of block %s are lost", seed, id)
 		}
 	}
 }
 
-// requireTidy fails if blocks overlap which compactions made, or if there are more
-// of them than there are ranges.
+// requireTidy fails if blocks overlap which compactions made, or if something is read
+// from two blocks of which none is damaged.
 func (w *world) requireTidy(t *testing.T, seed uint64) {
 	t.Helper()
-	superseded := blockstore.Superseded(w.blocks)
-	var made []tsdb.BlockMeta
-	for id, block := range w.blocks {
-		_, covered := superseded[id]
-		if !covered && block.Deletion == nil && block.NoCompact == nil && block.Meta.Compaction.Level > 1 {
-			made = append(made, block.Meta)
+	var made []blockstore.Block
+	read := map[ulid.ULID]uint64{}
+	for _, block := range w.readable() {
+		if block.NoCompact != nil || block.Deletion != nil {
+			continue
+		}
+		if block.Meta.Compaction.Level > 1 {
+			made = append(made, block)
+		}
+		for _, source := range block.Meta.Compaction.Sources {
+			require.Zero(t, read[source]&leaves(block), "seed %d: source %s is read twice", seed, source)
+			read[source] |= leaves(block)
 		}
 	}
-	slices.SortFunc(made, func(a, b tsdb.BlockMeta) int { return int(a.MinTime - b.MinTime) })
-	for i := 1; i < len(made); i++ {
-		require.LessOrEqual(t, made[i-1].MaxTime, made[i].MinTime, "seed %d: blocks %s and %s overlap", seed, made[i-1].ULID, made[i].ULID)
+	for i, a := range made {
+		for _, b := range made[i+1:] {
+			apart := a.Meta.MaxTime <= b.Meta.MinTime || b.Meta.MaxTime <= a.Meta.MinTime
+			require.True(t, apart || !a.Shard().Overlaps(b.Shard()) || !maps.Equal(a.Extension.ExternalLabels, b.Extension.ExternalLabels),
+				"seed %d: blocks %s and %s overlap", seed, a.Meta.ULID, b.Meta.ULID)
+		}
 	}
 }

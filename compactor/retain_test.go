@@ -104,7 +104,7 @@ func TestRunWorksUntilItsContextEnds(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		start, plans := time.Now(), 0
 		f.limits = func(tenant.ID) tenant.Limits {
-			if plans++; plans == 3 { // two in the first pass, around the compaction
+			if plans++; plans == 4 { // three in the first pass: at first sight, and around the compaction
 				cancel()
 			}
 			return tenant.Limits{}

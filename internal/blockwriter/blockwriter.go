@@ -51,6 +51,10 @@ type Config struct {
 	Parent string
 	// Rechunk joins chunks of floats.
 	Rechunk bool
+	// All says that the only spec gets all series of the inputs, whatever its shard says.
+	// The caller knows that they are of that shard; then the series need not be looked at to
+	// choose among them.
+	All bool
 	// KeepEmpty writes blocks that have no series, too. They say that there are none.
 	KeepEmpty bool
 	// Progress is told how many samples of the inputs were passed by since the last call;
@@ -149,7 +153,7 @@ func (w *writing) series(ctx context.Context, from *source) error {
 
 // outputOf returns the output that a series belongs to; nil: none wants it.
 func (w *writing) outputOf(series labels.Labels) *output {
-	if len(w.outputs) == 1 && w.outputs[0].shard().Count == 1 {
+	if w.takesAll() {
 		return w.outputs[0]
 	}
 	hash := labels.StableHash(series)
@@ -159,6 +163,11 @@ func (w *writing) outputOf(series labels.Labels) *output {
 		}
 	}
 	return nil
+}
+
+// takesAll tells whether all series go to the only output.
+func (w *writing) takesAll() bool {
+	return len(w.outputs) == 1 && (w.cfg.All || w.outputs[0].shard().Count == 1)
 }
 
 // chunks brings the chunks of a series to w.metas, joined if that is wanted.

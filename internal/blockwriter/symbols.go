@@ -18,7 +18,7 @@ import (
 // the hash of each.
 func (w *writing) symbols(ctx context.Context, from *source) error {
 	var needed []*bitmap // by output; nil: all
-	if len(w.outputs) > 1 || w.outputs[0].shard().Count > 1 {
+	if !w.takesAll() {
 		needed = make([]*bitmap, len(w.outputs))
 		for i := range needed {
 			needed[i] = new(bitmap)
