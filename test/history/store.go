@@ -79,7 +79,9 @@ func (s *objectStore) yaml() string {
 
 func (s *objectStore) stop() error {
 	err := s.front.Close()
-	_ = <-s.failed      // it says that it was closed
+	if ended := <-s.failed; !errors.Is(ended, http.ErrServerClosed) {
+		err = errors.Join(err, ended)
+	}
 	_ = s.server.Stop() // it ends by the signal that stops it
 	return err
 }
