@@ -11,7 +11,7 @@
 // know whether the start timestamp will change, so from the 128th sample on it writes one
 // with each sample, about three bytes, even if there is none. And it takes a window of
 // bits for a wide change of the value and keeps it for all narrow ones that follow; this
-// one goes back to a narrow window if that is shorter.
+// one looks ahead and chooses the window that serves best for the next changes.
 //
 // Samples stay what they are, to the bit: times, values with all kinds of NaN, start
 // timestamps. Chunks of histograms are left alone: they hold so many bytes each that

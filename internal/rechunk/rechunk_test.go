@@ -179,6 +179,51 @@ func TestAWindowIsGivenUpAfterAWideChange(t *testing.T) {
 	require.Less(t, bytesOf(out), theirs*3/4)
 }
 
+// bestSize returns the bits that the changes take with the best choice of windows.
+func bestSize(changes []window) int {
+	best := make([]int, len(changes)+1)
+	for end := 1; end <= len(changes); end++ {
+		best[end] = math.MaxInt
+		w := changes[end-1]
+		for start := end - 1; start >= 0; start-- {
+			w = w.and(changes[start])
+			best[end] = min(best[end], best[start]+newWindow+(end-start)*(1+w.size()))
+		}
+	}
+	return best[len(changes)]
+}
+
+func TestTheWindowsAreNearTheBestChoice(t *testing.T) {
+	for name, c := range map[string]struct {
+		next func(r *rand.Rand, v float64) float64
+		most float64 // of the best size
+	}{
+		"counter":        {func(r *rand.Rand, v float64) float64 { return v + float64(r.IntN(1000)) }, 1.02},
+		"small gauge":    {func(r *rand.Rand, _ float64) float64 { return float64(r.IntN(100)) }, 1.03},
+		"bytes":          {func(r *rand.Rand, _ float64) float64 { return float64(4096 * r.IntN(100_000)) }, 1.02},
+		"seconds":        {func(r *rand.Rand, v float64) float64 { return math.Floor(v*100+float64(r.IntN(300))) / 100 }, 1.02},
+		"random":         {func(r *rand.Rand, _ float64) float64 { return r.Float64() }, 1.01},
+		"seldom":         {func(r *rand.Rand, v float64) float64 { return v + float64(r.IntN(40)/39) }, 1.15},
+		"wide, at times": {func(r *rand.Rand, _ float64) float64 { return float64(r.IntN(4)) + float64(r.IntN(20)/19)/3 }, 1.05},
+	} {
+		r := rand.New(rand.NewPCG(3, 4))
+		v := make([]float64, MaxSamples)
+		for i := 1; i < len(v); i++ {
+			v[i] = c.next(r, v[i-1])
+		}
+		chosen, tight := chooseWindows(nil, nil, v)
+		size := 0
+		for i, w := range chosen {
+			require.True(t, w.holds(tight[i]))
+			size += 1 + w.size()
+			if i == 0 || w != chosen[i-1] {
+				size += newWindow
+			}
+		}
+		require.LessOrEqual(t, float64(size), c.most*float64(bestSize(tight)), "%s: %d and %d bits", name, size, bestSize(tight))
+	}
+}
+
 func TestChunksThatPrometheusBloatedAreEncodedAgain(t *testing.T) {
 	samples := regular(MaxSamples, 0)
 	in := chunksOf(t, chunkenc.EncXOR2, MaxSamples, samples)

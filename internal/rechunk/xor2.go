@@ -3,7 +3,6 @@ package rechunk
 import (
 	"encoding/binary"
 	"math"
-	"math/bits"
 
 	"github.com/prometheus/prometheus/model/value"
 )
@@ -17,15 +16,6 @@ const (
 	// lastSTChange is the last sample, counted from 0, that start timestamps can begin to
 	// change at; the rest of that byte names it.
 	lastSTChange = 0x7f
-
-	// newWindow is how many bits a new window of bits of the value takes.
-	newWindow = 5 + 6
-	// worthwhile is how many bits a narrower window must spare at once. With less, values
-	// that change in all their bits would have a new window again and again, each of which
-	// costs time to decode, and makes the next wide change begin another.
-	worthwhile = 8
-	// maxLeading is the largest number of leading zeros that a window can state.
-	maxLeading = 31
 )
 
 // encoder encodes samples as the bytes of an XOR2 chunk. Its zero value is ready.
@@ -33,14 +23,19 @@ type encoder struct {
 	out  []byte
 	free uint // bits that are free in the last byte of out
 
-	leading, trailing int // of the window, in bits
-	hasWindow         bool
+	windows   []window // of the changes of the value that are still to be written
+	present   window   // the one that the last change was written with
+	hasWindow bool
+
+	chosen, scratch []window // kept between chunks
 }
 
 // encode returns the chunk of samples, of which there must be between 1 and 65535, in
 // order of time. The result is the caller's.
 func (e *encoder) encode(st, t []int64, v []float64) []byte {
-	*e = encoder{out: append(e.out[:0], 0, 0, 0)}
+	*e = encoder{out: append(e.out[:0], 0, 0, 0), chosen: e.chosen, scratch: e.scratch}
+	e.chosen, e.scratch = chooseWindows(e.chosen[:0], e.scratch, v)
+	e.windows = e.chosen
 	binary.BigEndian.PutUint16(e.out, uint16(len(t)))
 
 	// change is the first sample whose start timestamp differs from the one before; from
@@ -132,24 +127,20 @@ func (e *encoder) valueAfterTime(v float64, base uint64) {
 }
 
 // change encodes the bits in which a value differs from the one before, of which there
-// is at least one: the part of them in the present window, after the bit reuse, or in a
-// new window, after the renewBits bits of renew, if that is shorter by far.
+// is at least one, in the next of the windows: after the bit reuse if it is the present
+// one, or else after the renewBits bits of renew and what it is.
 func (e *encoder) change(diff, reuse, renew uint64, renewBits uint) {
-	leading := min(bits.LeadingZeros64(diff), maxLeading)
-	trailing := bits.TrailingZeros64(diff)
-	size := 64 - leading - trailing
-	window := 64 - e.leading - e.trailing
-	fits := e.hasWindow && leading >= e.leading && trailing >= e.trailing
-	if fits && window+1 < size+newWindow+int(renewBits)+worthwhile {
+	next := e.windows[0]
+	e.windows = e.windows[1:]
+	if e.hasWindow && next == e.present {
 		e.bits(reuse, 1)
-		e.bits(diff>>e.trailing, uint(window))
-		return
+	} else {
+		e.present, e.hasWindow = next, true
+		e.bits(renew, renewBits)
+		// 64 bits are stated as 0: the field has six.
+		e.bits(uint64(next.leading)<<6|uint64(next.size())&0x3f, 5+6)
 	}
-	e.leading, e.trailing, e.hasWindow = leading, trailing, true
-	e.bits(renew, renewBits)
-	// 64 bits are stated as 0: the field has six.
-	e.bits(uint64(leading)<<6|uint64(size)&0x3f, newWindow)
-	e.bits(diff>>trailing, uint(size))
+	e.bits(diff>>next.trailing, uint(next.size()))
 }
 
 // varbit encodes a number in the fewest of a few sizes.
