@@ -4,7 +4,7 @@ import (
 	"cmp"
 	"slices"
 
-	"github.com/cespare/xxhash/v2"
+	"github.com/hundredfold/hundredfold/internal/hashring"
 )
 
 // Role is one of the four parts that a process may run.
@@ -84,12 +84,26 @@ func (v *View) Running(role Role) []Peer {
 // that one that comes or goes moves only its own share of the keys. ok is false if
 // none is alive.
 func (v *View) Owner(role Role, key string) (owner Peer, ok bool) {
-	var best uint64
-	for _, p := range v.Running(role) {
-		score := xxhash.Sum64String(p.ID + "\x00" + key)
-		if !ok || score > best {
-			owner, best, ok = p, score, true
+	if owners := v.Owners(role, key, 1); len(owners) > 0 {
+		return owners[0], true
+	}
+	return Peer{}, false
+}
+
+// Owners returns the n live peers with the role that a key belongs to, the first one
+// first, as hashring.Rendezvous chooses them; fewer if fewer are alive.
+func (v *View) Owners(role Role, key string, n int) []Peer {
+	var ids []string
+	for _, p := range v.Peers {
+		if p.Runs(role) {
+			ids = append(ids, p.ID)
 		}
 	}
-	return owner, ok
+	var owners []Peer
+	for _, id := range hashring.Rendezvous(key, ids, n) {
+		if p, ok := v.Peer(id); ok {
+			owners = append(owners, p)
+		}
+	}
+	return owners
 }
