@@ -3,14 +3,11 @@ package ingester
 import (
 	"context"
 	"errors"
-	"fmt"
-	"math"
 	"slices"
 	"sync"
 
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/storage"
-	"github.com/prometheus/prometheus/tsdb/chunks"
 	"github.com/prometheus/prometheus/util/annotations"
 	"google.golang.org/grpc"
 
@@ -20,10 +17,6 @@ import (
 	"github.com/hundredfold/hundredfold/internal/wire"
 	queryv1 "github.com/hundredfold/hundredfold/proto/query/v1"
 )
-
-// selectFrameBytes is the size from which a frame of series is sent. One series is
-// never split, so a frame may be larger.
-const selectFrameBytes = 1 << 20
 
 var errRange = errors.New("the range ends before it begins")
 
@@ -125,10 +118,6 @@ func (s *recentServer) selectSeries(req *queryv1.SelectRequest, stream grpc.Serv
 	if req.GetMinMs() > req.GetMaxMs() {
 		return wire.Invalid(errRange)
 	}
-	out := selectStream{stream: stream, mint: req.GetMinMs(), maxt: req.GetMaxMs(), limit: math.MaxInt, sent: func(n int) { s.ing.metrics.sentBytes.Add(float64(n)) }}
-	if req.GetLimit() > 0 {
-		out.limit = int(req.GetLimit())
-	}
 	hints := &storage.SelectHints{
 		Start: req.GetMinMs(), End: req.GetMaxMs(), Limit: int(req.GetLimit()),
 		ShardIndex: req.GetShardIndex(), ShardCount: req.GetShardCount(),
@@ -136,8 +125,10 @@ func (s *recentServer) selectSeries(req *queryv1.SelectRequest, stream grpc.Serv
 		// every replica.
 		DisableTrimming: true,
 	}
+	out := s.stream(req, stream)
+	ctx := stream.Context()
 	if about.db == nil {
-		return out.holding(s.holding(about))
+		return stream.Send(&queryv1.SelectResponse{Holding: wire.HoldingToProto(s.holding(about))})
 	}
 	if req.GetLabelsOnly() {
 		hints.Func = "series" // Prometheus's way to say that no samples are wanted.
@@ -146,115 +137,49 @@ func (s *recentServer) selectSeries(req *queryv1.SelectRequest, stream grpc.Serv
 			return err
 		}
 		defer func() { err = errors.Join(err, q.Close()) }()
-		if err := out.holding(s.holding(about)); err != nil {
+		if err := stream.Send(&queryv1.SelectResponse{Holding: wire.HoldingToProto(s.holding(about))}); err != nil {
 			return err
 		}
-		set := q.Select(stream.Context(), true, hints, about.matchers...)
-		return out.all(set, func() error { return out.add(set.At().Labels(), nil) })
+		return out.end(out.Labels(ctx, q.Select(ctx, true, hints, about.matchers...)))
 	}
 	q, err := about.db.chunkQuerier(hints.Start, hints.End)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, q.Close()) }()
-	if err := out.holding(s.holding(about)); err != nil {
+	if err := stream.Send(&queryv1.SelectResponse{Holding: wire.HoldingToProto(s.holding(about))}); err != nil {
 		return err
 	}
-	set := q.Select(stream.Context(), true, hints, about.matchers...)
-	return out.all(set, func() error { return out.chunkSeries(set.At()) })
+	return out.end(out.Chunks(ctx, q.Select(ctx, true, hints, about.matchers...)))
 }
 
 // selectStream sends series in frames.
 type selectStream struct {
-	stream grpc.ServerStreamingServer[queryv1.SelectResponse]
-	// mint and maxt are the range that chunks have to overlap, inclusive.
-	mint, maxt int64
-	limit      int // of the series
-	sent       func(bytes int)
-
-	writer frame.SelectWriter
-	series int
-	chunks []chunks.Meta
-	iter   chunks.Iterator
+	frame.SelectStream
+	send func(*queryv1.SelectResponse) error
 }
 
-func (s *selectStream) holding(h wire.Holding) error {
-	return s.stream.Send(&queryv1.SelectResponse{Holding: wire.HoldingToProto(h)})
-}
-
-// seriesSet is what sets of series and of chunk series have in common.
-type seriesSet interface {
-	Next() bool
-	Err() error
-	Warnings() annotations.Annotations
-}
-
-// all calls add for each series of set, up to the limit, and sends what is left.
-func (s *selectStream) all(set seriesSet, add func() error) error {
-	ctx := s.stream.Context()
-	for s.series < s.limit && set.Next() {
-		if err := ctx.Err(); err != nil {
+func (s *recentServer) stream(req *queryv1.SelectRequest, stream grpc.ServerStreamingServer[queryv1.SelectResponse]) *selectStream {
+	out := &selectStream{send: func(m *queryv1.SelectResponse) error {
+		if err := stream.Send(m); err != nil {
 			return err
 		}
-		if err := add(); err != nil {
-			return err
-		}
-	}
-	if err := set.Err(); err != nil {
-		return err
-	}
-	last := &queryv1.SelectResponse{Frame: s.writer.Bytes()}
-	for _, warning := range set.Warnings().AsErrors() {
-		last.Warnings = append(last.Warnings, warning.Error())
-	}
-	if len(last.GetFrame()) == 0 && len(last.GetWarnings()) == 0 {
+		s.ing.metrics.sentBytes.Add(float64(len(m.GetFrame())))
 		return nil
+	}}
+	out.SelectStream = frame.SelectStream{
+		Send:    func(frame []byte) error { return out.send(&queryv1.SelectResponse{Frame: frame}) }, // it is encoded when Send returns
+		MinTime: req.GetMinMs(), MaxTime: req.GetMaxMs(), Limit: int(req.GetLimit()),
 	}
-	return s.send(last)
+	return out
 }
 
-// chunkSeries adds a series with its chunks. They are encoded: what is stored so that it
-// has to be encoded first, as out-of-order samples in memory, the TSDB encodes, and it
-// copies the chunk that is appended to.
-func (s *selectStream) chunkSeries(series storage.ChunkSeries) error {
-	s.chunks = s.chunks[:0]
-	s.iter = series.Iterator(s.iter)
-	for s.iter.Next() {
-		meta := s.iter.At()
-		if !meta.OverlapsClosedInterval(s.mint, s.maxt) || meta.Chunk.NumSamples() == 0 {
-			continue // Chunks that are encoded for the occasion are not chosen by time.
-		}
-		s.chunks = append(s.chunks, meta)
-	}
-	if err := s.iter.Err(); err != nil {
-		return fmt.Errorf("chunks of series %s: %w", series.Labels(), err)
-	}
-	if len(s.chunks) == 0 {
-		return nil
-	}
-	return s.add(series.Labels(), s.chunks)
-}
-
-// add adds a series to the frame, which is sent once it is large enough.
-func (s *selectStream) add(ls labels.Labels, metas []chunks.Meta) error {
-	s.series++
-	if err := s.writer.Add(ls, metas); err != nil {
+// end sends what is left of an answer.
+func (s *selectStream) end(rest []byte, warnings []string, err error) error {
+	if err != nil || len(rest) == 0 && len(warnings) == 0 {
 		return err
 	}
-	if s.writer.Len() < selectFrameBytes {
-		return nil
-	}
-	return s.send(&queryv1.SelectResponse{Frame: s.writer.Bytes()})
-}
-
-// send sends a message; the frame in it is encoded when it returns.
-func (s *selectStream) send(m *queryv1.SelectResponse) error {
-	if err := s.stream.Send(m); err != nil {
-		return err
-	}
-	s.sent(len(m.GetFrame()))
-	s.writer.Reset()
-	return nil
+	return s.send(&queryv1.SelectResponse{Frame: rest, Warnings: warnings})
 }
 
 // Labels implements queryv1.RecentServiceServer.
