@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/hundredfold/hundredfold/internal/blockstore"
+	"github.com/hundredfold/hundredfold/internal/externallabels"
 	"github.com/hundredfold/hundredfold/internal/mask"
 	"github.com/hundredfold/hundredfold/internal/tenant"
 )
@@ -188,7 +189,7 @@ func (s *session[R]) open(ctx context.Context, id tenant.ID, b *blockstore.Block
 		}
 		return nil, err
 	}
-	r, err := s.ofBlock(mask.Block(block, s.mu.view.filters(b)...), s.mint, s.maxt)
+	r, err := s.ofBlock(mask.Block(externallabels.Add(block, b.Extension.ExternalLabels), s.mu.view.filters(b)...), s.mint, s.maxt)
 	if err != nil {
 		key := blockKey{tenant: id, block: b.Meta.ULID}
 		return nil, errors.Join(&blockError{key: key, err: err}, release())
