@@ -391,7 +391,7 @@ func randomBlock(random *rand.Rand, now time.Time) (block blockstore.Block) {
 		count := uint64(2) << random.IntN(3)
 		block.Extension.Shard = &blockstore.Shard{Index: random.Uint64N(count), Count: count}
 	case 1: // too large for one block
-		meta.Stats.NumSeries = maxSeries + random.Uint64N(3*maxSeries)
+		meta.Stats.NumSeries = blockstore.MaxSeries + random.Uint64N(3*blockstore.MaxSeries)
 	}
 	if random.IntN(20) == 0 {
 		block.Extension.ExternalLabels = map[string]string{"cluster": "eu"}

@@ -9,12 +9,6 @@ import (
 )
 
 const (
-	// maxSeries is how many series a block should have at most. A day of so many takes
-	// about 1 GB of index, of which a reader brings the parts that it needs, and merging
-	// it about 500 MB of memory. It is a bound on what is planned, not on what can be.
-	maxSeries = 2 << 20
-	// maxShards bounds the shards that the size of blocks, as they state it, leads to.
-	maxShards = 64
 	// maxOutputs bounds the blocks that a job writes at once, each of which takes about
 	// 40 MB for buffers.
 	maxOutputs = 8
@@ -152,10 +146,7 @@ func union(a, b []blockstore.Block) []blockstore.Block {
 // shardCount returns into how many shards blocks are to be merged: as many as those that
 // have most, so that shards are only ever split, and more if the series are too many.
 func shardCount(blocks []blockstore.Block) uint64 {
-	count := uint64(1)
-	for series := mostSeries(blocks); series > maxSeries && count < maxShards; series /= 2 {
-		count *= 2
-	}
+	count := blockstore.ShardsFor(mostSeries(blocks), blockstore.MaxSeries)
 	for _, block := range blocks {
 		count = max(count, block.Shard().Count)
 	}
@@ -172,7 +163,7 @@ func mostSeries(blocks []blockstore.Block) uint64 {
 		for _, block := range blocks {
 			if block.Meta.MinTime <= at.Meta.MinTime && at.Meta.MinTime < block.Meta.MaxTime {
 				// What meta.json states may be anything.
-				sum += min(block.Meta.Stats.NumSeries, maxSeries*maxShards)
+				sum += min(block.Meta.Stats.NumSeries, 1<<40)
 			}
 		}
 		most = max(most, sum)

@@ -80,6 +80,8 @@ type tenantDB struct {
 
 	lastPush atomic.Int64 // Unix nanoseconds
 
+	cutter cutter
+
 	// working is held by whoever cuts, uploads and deletes blocks.
 	working sync.Mutex
 	cutDue  time.Time // when the pending cut is due; guarded by working
@@ -200,6 +202,7 @@ func (t *tenantDB) options(g *gate) *tsdb.Options {
 	// gives up on the process if it is. maintain does its work instead.
 	o.BlockReloadInterval = math.MaxInt64
 	o.BlocksToDelete = t.blocksToDelete
+	o.NewCompactorFunc = t.cutter.open
 	if t.adopted() != nil {
 		plainly(o)
 	}

@@ -10,11 +10,7 @@ import (
 	"github.com/prometheus/prometheus/tsdb"
 )
 
-const (
-	extensionVersion = 1
-	// MaxShards bounds the shards of a tenant.
-	MaxShards = 1 << 16
-)
+const extensionVersion = 1
 
 // Extension is what Hundredfold adds to the meta.json of a block, under the key
 // "hundredfold". Prometheus ignores it, and drops it when it compacts the block.
@@ -30,37 +26,6 @@ type Extension struct {
 	// them. Its meta.json names the block itself as its only source then, so that whoever
 	// knows no shards takes none of those sources for superseded.
 	Sources []ulid.ULID `json:"sources,omitempty"`
-}
-
-// Shard names the series whose labels.StableHash is Index modulo Count.
-type Shard struct {
-	Index uint64 `json:"index"`
-	// Count is a power of two.
-	Count uint64 `json:"count"`
-}
-
-// Contains tells whether all series of other are series of s.
-func (s Shard) Contains(other Shard) bool {
-	return other.Count%s.Count == 0 && other.Index%s.Count == s.Index
-}
-
-// Overlaps tells whether there are series that are of both shards.
-func (s Shard) Overlaps(other Shard) bool { return s.Contains(other) || other.Contains(s) }
-
-// Halves returns the two shards that the series of s are of when there are twice as many.
-func (s Shard) Halves() [2]Shard {
-	return [2]Shard{{Index: s.Index, Count: 2 * s.Count}, {Index: s.Index + s.Count, Count: 2 * s.Count}}
-}
-
-// All is the shard of all series.
-func All() Shard { return Shard{Index: 0, Count: 1} }
-
-// Shard returns the series that the block may hold.
-func (b Block) Shard() Shard {
-	if b.Extension.Shard == nil {
-		return All()
-	}
-	return *b.Extension.Shard
 }
 
 // parseExtension decodes the extension of a meta.json; without one it is empty.
