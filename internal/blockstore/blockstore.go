@@ -17,6 +17,7 @@
 //	~copied/<tenant>.json                 the blocks that came here from a previous bucket
 //	~deletions/active/<tenant>/<ULID>/    a deletion that hides samples until they are gone from all blocks
 //	~deletions/done/<tenant>/<ULID>.json  what became of a deletion
+//	~index/<tenant>.json.gz               all that is known of the tenant's blocks, see Index
 //
 // Everything but the marks is immutable. meta.json is uploaded last and deleted
 // first, so a block is seen whole or not at all whatever fails in between; what

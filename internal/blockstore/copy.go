@@ -142,7 +142,7 @@ func (c *copying) plan(ctx context.Context, owns func(tenant.ID) bool) (map[tena
 			continue
 		}
 		group.Go(func() error {
-			found, err := c.store.survey(groupCtx, id)
+			found, err := c.store.survey(groupCtx, id, nil)
 			if err != nil {
 				return err
 			}

@@ -39,14 +39,17 @@ func parseExtension(text []byte) (Extension, error) {
 	if meta.Extension == nil {
 		return Extension{Version: extensionVersion}, nil
 	}
-	e := *meta.Extension
+	return *meta.Extension, meta.Extension.check()
+}
+
+func (e *Extension) check() error {
 	if e.Version != extensionVersion {
-		return Extension{}, fmt.Errorf("its extension has version %d, this build reads %d", e.Version, extensionVersion)
+		return fmt.Errorf("its extension has version %d, this build reads %d", e.Version, extensionVersion)
 	}
 	if s := e.Shard; s != nil && (s.Count == 0 || s.Count > MaxShards || s.Count&(s.Count-1) != 0 || s.Index >= s.Count) {
-		return Extension{}, fmt.Errorf("its extension names shard %d of %d", s.Index, s.Count)
+		return fmt.Errorf("its extension names shard %d of %d", s.Index, s.Count)
 	}
-	return e, nil
+	return nil
 }
 
 // DecodeMeta decodes and checks the meta.json of the block of that name.

@@ -24,7 +24,12 @@ const (
 	visitPrefix    = "~visits"
 	copiedPrefix   = "~copied"
 	deletionPrefix = "~deletions"
+	indexPrefix    = "~index"
+	indexSuffix    = ".json.gz"
 )
+
+// indexKey returns the name of the index of a tenant's blocks.
+func indexKey(id tenant.ID) string { return indexPrefix + "/" + string(id) + indexSuffix }
 
 // visitKey returns the name of the object that says who works on a tenant's blocks.
 func visitKey(id tenant.ID) string { return visitPrefix + "/" + string(id) + ".json" }

@@ -88,17 +88,36 @@ func (s *Store) Tenants(ctx context.Context) ([]tenant.ID, error) {
 // copied is there and in partial.
 func (s *Store) Blocks(ctx context.Context, id tenant.ID) (blocks map[ulid.ULID]Block, partial []ulid.ULID, err error) {
 	if s.previous == nil {
-		return s.list(ctx, id)
+		return s.list(ctx, id, nil)
 	}
-	both, err := s.survey(ctx, id)
+	both, err := s.survey(ctx, id, nil)
 	if err != nil {
 		return nil, nil, err
 	}
 	return both.union(), both.partial, nil
 }
 
-// list lists the blocks of a tenant in this bucket alone.
-func (s *Store) list(ctx context.Context, id tenant.ID) (blocks map[ulid.ULID]Block, partial []ulid.ULID, err error) {
+// Refresh lists the blocks of a tenant like Blocks, for readers: what trusted says of
+// blocks, by an index, is taken from there, so that a listing is all that is read. Whoever
+// merges or deletes blocks trusts their meta.json alone, and so Blocks.
+func (s *Store) Refresh(ctx context.Context, id tenant.ID, trusted map[ulid.ULID]Block) (map[ulid.ULID]Block, error) {
+	if s.previous == nil {
+		blocks, _, err := s.list(ctx, id, trusted)
+		return blocks, err
+	}
+	both, err := s.survey(ctx, id, trusted)
+	if err != nil {
+		return nil, err
+	}
+	return both.union(), nil
+}
+
+// Follows reports whether there is a previous bucket, whose blocks no index lists.
+func (s *Store) Follows() bool { return s.previous != nil }
+
+// list lists the blocks of a tenant in this bucket alone. What trusted says of a block
+// is as good as its meta.json and marks.
+func (s *Store) list(ctx context.Context, id tenant.ID, trusted map[ulid.ULID]Block) (blocks map[ulid.ULID]Block, partial []ulid.ULID, err error) {
 	found := make(map[ulid.ULID]files)
 	err = s.bucket.Iter(ctx, string(id), func(name string) error {
 		if _, block, file, ok := parseKey(name); ok {
@@ -119,17 +138,22 @@ func (s *Store) list(ctx context.Context, id tenant.ID) (blocks map[ulid.ULID]Bl
 		order = append(order, block)
 	}
 	slices.SortFunc(order, ulid.ULID.Compare)
-	read := make([]*Block, len(order)) // nil: partial
+	read := make([]*Block, len(order))    // nil: partial
+	fromTrust := make([]bool, len(order)) // its meta.json was not read
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.SetLimit(metaReads)
 	for i, block := range order {
-		old, isKnown := known[block]
 		present := found[block]
-		if isKnown && present.meta && present.deletion == (old.Deletion != nil) && present.noCompact == (old.NoCompact != nil) {
+		if !present.meta {
+			continue
+		}
+		if old, ok := known[block]; ok && present.same(old) {
 			read[i] = &old
 			continue
 		}
-		if !present.meta {
+		if old, ok := trusted[block]; ok && present.same(old) {
+			old.Previous = false
+			read[i], fromTrust[i] = &old, true
 			continue
 		}
 		group.Go(func() (err error) {
@@ -148,8 +172,14 @@ func (s *Store) list(ctx context.Context, id tenant.ID) (blocks map[ulid.ULID]Bl
 			partial = append(partial, block)
 			continue
 		}
-		blocks[block] = *read[i]
-		remembered[block] = *read[i]
+		listed := *read[i]
+		if listed.Files == nil {
+			listed.Files = trusted[block].Files
+		}
+		blocks[block] = listed
+		if !fromTrust[i] {
+			remembered[block] = *read[i]
+		}
 	}
 	s.mu.Lock()
 	if len(remembered) == 0 {
@@ -206,6 +236,11 @@ func (f files) with(file string) files {
 		f.noCompact = true
 	}
 	return f
+}
+
+// same reports whether a block that was read before has these files still.
+func (f files) same(old Block) bool {
+	return f.deletion == (old.Deletion != nil) && f.noCompact == (old.NoCompact != nil)
 }
 
 // readBlock reads meta and marks of a block. The result is nil if the meta cannot
@@ -271,13 +306,11 @@ func parseMeta(block ulid.ULID, text []byte) (*tsdb.BlockMeta, Extension, error)
 	if err != nil {
 		return nil, Extension{}, fmt.Errorf("%w of block %s: %w", errCorruptMeta, block, err)
 	}
-	switch {
-	case meta.ULID != block:
+	if meta.ULID != block {
 		return nil, Extension{}, fmt.Errorf("%w of block %s: it is that of block %s", errCorruptMeta, block, meta.ULID)
-	case meta.Version != metaVersion:
-		return nil, Extension{}, fmt.Errorf("%w of block %s: it has version %d, this build reads %d", errCorruptMeta, block, meta.Version, metaVersion)
-	case meta.MinTime > meta.MaxTime:
-		return nil, Extension{}, fmt.Errorf("%w of block %s: minTime %d is after maxTime %d", errCorruptMeta, block, meta.MinTime, meta.MaxTime)
+	}
+	if err := checkMeta(&meta); err != nil {
+		return nil, Extension{}, fmt.Errorf("%w of block %s: %w", errCorruptMeta, block, err)
 	}
 	if len(extension.Sources) > 0 {
 		meta.Compaction.Sources = extension.Sources
@@ -285,8 +318,24 @@ func parseMeta(block ulid.ULID, text []byte) (*tsdb.BlockMeta, Extension, error)
 	return &meta, extension, nil
 }
 
+func checkMeta(meta *tsdb.BlockMeta) error {
+	if meta.Version != metaVersion {
+		return fmt.Errorf("it has version %d, this build reads %d", meta.Version, metaVersion)
+	}
+	if meta.MinTime > meta.MaxTime {
+		return fmt.Errorf("minTime %d is after maxTime %d", meta.MinTime, meta.MaxTime)
+	}
+	return nil
+}
+
 // readSmall reads a whole object of limited size; found is false if there is none.
 func (s *Store) readSmall(ctx context.Context, name string) (text []byte, found bool, err error) {
+	return s.readObject(ctx, name, maxSmallObject)
+}
+
+// readObject reads a whole object, or as many bytes of it as limit says; found is false if
+// there is none.
+func (s *Store) readObject(ctx context.Context, name string, limit int) (text []byte, found bool, err error) {
 	r, err := s.bucket.Get(ctx, name)
 	if err != nil {
 		if s.bucket.IsObjNotFoundErr(err) {
@@ -294,13 +343,13 @@ func (s *Store) readSmall(ctx context.Context, name string) (text []byte, found 
 		}
 		return nil, false, fmt.Errorf("read %s: %w", name, err)
 	}
-	text, err = io.ReadAll(io.LimitReader(r, maxSmallObject+1))
+	text, err = io.ReadAll(io.LimitReader(r, int64(limit)+1))
 	if err := errors.Join(err, r.Close()); err != nil {
 		return nil, false, fmt.Errorf("read %s: %w", name, err)
 	}
-	if len(text) > maxSmallObject {
+	if len(text) > limit {
 		// Nothing that we understand is that large; the decoder will say so.
-		text = text[:maxSmallObject]
+		text = text[:limit]
 	}
 	return text, true, nil
 }

@@ -18,8 +18,8 @@ import (
 // File is a file of a block in the bucket.
 type File struct {
 	// Name is relative to the block: index, chunks/000001, tombstones, or a side file.
-	Name string
-	Size int64 // bytes
+	Name string `json:"name"`
+	Size int64  `json:"size"` // bytes
 }
 
 // Files lists the files of a block that hold its data: index, chunks and tombstones, in

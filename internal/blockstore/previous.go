@@ -51,7 +51,7 @@ type survey struct {
 // was whole in the bucket before the bucket is listed, so if it is not in the listing,
 // it was compacted or deleted there, and what is left of it in the previous bucket must
 // not come back. A block that is copied a moment later is still read where it was.
-func (s *Store) survey(ctx context.Context, id tenant.ID) (survey, error) {
+func (s *Store) survey(ctx context.Context, id tenant.ID, trusted map[ulid.ULID]Block) (survey, error) {
 	var (
 		found survey
 		err   error
@@ -59,10 +59,10 @@ func (s *Store) survey(ctx context.Context, id tenant.ID) (survey, error) {
 	if found.copied, err = s.readCopied(ctx, id); err != nil {
 		return survey{}, err
 	}
-	if found.blocks, found.partial, err = s.list(ctx, id); err != nil {
+	if found.blocks, found.partial, err = s.list(ctx, id, trusted); err != nil {
 		return survey{}, err
 	}
-	if found.previous, _, err = s.previous.list(ctx, id); err != nil {
+	if found.previous, _, err = s.previous.list(ctx, id, trusted); err != nil {
 		return survey{}, fmt.Errorf("the previous bucket: %w", err)
 	}
 	return found, nil
