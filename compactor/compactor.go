@@ -27,6 +27,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/oklog/ulid/v2"
@@ -85,6 +86,7 @@ type Compactor struct {
 	visits  *visits // nil: there are no other compactors
 	logger  *slog.Logger
 	metrics *metrics
+	index   *indexer
 	now     func() time.Time
 
 	// board is told what is seen, planned and done.
@@ -140,15 +142,20 @@ func New(cfg Config, deps Deps) (*Compactor, error) {
 	} else {
 		c.visits = newVisits(c.store, deps.Instance, c.logger)
 	}
+	c.index = newIndexer(c.store, c.owns, deps.Instance, c.logger, c.metrics)
 	return c, nil
 }
 
 // Run makes a pass over all tenants at once and then at each interval, until ctx
-// ends. A pass that fails is logged; the next one tries again.
+// ends. A pass that fails is logged; the next one tries again. Meanwhile it keeps the
+// block indexes of the tenants.
 func (c *Compactor) Run(ctx context.Context) error {
 	if err := c.removeAborted(); err != nil {
 		return err
 	}
+	var indexing sync.WaitGroup
+	indexing.Go(func() { c.index.run(ctx) })
+	defer indexing.Wait()
 	ticker := time.NewTicker(time.Duration(c.cfg.Interval))
 	defer ticker.Stop()
 	for {
@@ -235,7 +242,7 @@ func (c *Compactor) Status() backlog.Status { return c.board.Status() }
 // tenant does all that there is to do for one tenant now, unless another compactor
 // works on it.
 func (c *Compactor) tenant(ctx context.Context, id tenant.ID) error {
-	blocks, partial, err := c.store.Blocks(ctx, id)
+	blocks, partial, err := c.list(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -266,9 +273,19 @@ func (c *Compactor) tenant(ctx context.Context, id tenant.ID) error {
 	return errors.Join(append(errs, err, end())...)
 }
 
+// list lists the blocks of a tenant, and brings the tenant's index up to date.
+func (c *Compactor) list(ctx context.Context, id tenant.ID) (blocks map[ulid.ULID]blockstore.Block, partial []ulid.ULID, err error) {
+	begun := time.Now()
+	blocks, partial, err = c.store.Blocks(ctx, id)
+	if err == nil {
+		c.index.offer(ctx, id, blocks, begun)
+	}
+	return blocks, partial, err
+}
+
 // look lists the blocks of a tenant and says what is to be done with them.
 func (c *Compactor) look(ctx context.Context, id tenant.ID) (actions, error) {
-	blocks, partial, err := c.store.Blocks(ctx, id)
+	blocks, partial, err := c.list(ctx, id)
 	if err != nil {
 		return actions{}, err
 	}

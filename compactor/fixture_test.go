@@ -85,6 +85,10 @@ func (f *fixture) visible(t *testing.T) []ulid.ULID {
 	t.Helper()
 	blocks, _, err := f.store.Blocks(t.Context(), acme)
 	require.NoError(t, err)
+	return visibleOf(blocks)
+}
+
+func visibleOf(blocks map[ulid.ULID]blockstore.Block) []ulid.ULID {
 	superseded := blockstore.Superseded(blocks)
 	var ids []ulid.ULID
 	for _, id := range sorted(blocks) {
@@ -109,8 +113,16 @@ func (f *fixture) only(t *testing.T) tsdb.BlockMeta {
 // samples returns what readers read.
 func (f *fixture) samples(t *testing.T) map[string][]string {
 	t.Helper()
+	blocks, _, err := f.store.Blocks(t.Context(), acme)
+	require.NoError(t, err)
+	return f.samplesOf(t, blocks)
+}
+
+// samplesOf returns what readers read who know of these blocks.
+func (f *fixture) samplesOf(t *testing.T, blocks map[ulid.ULID]blockstore.Block) map[string][]string {
+	t.Helper()
 	var dirs []string
-	for _, id := range f.visible(t) {
+	for _, id := range visibleOf(blocks) {
 		dir := filepath.Join(t.TempDir(), id.String())
 		require.NoError(t, f.store.Download(t.Context(), acme, id, dir))
 		dirs = append(dirs, dir)

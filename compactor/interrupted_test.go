@@ -96,6 +96,10 @@ func interrupted(t *testing.T, blocks []string, results int, want map[string][]s
 	calls = bucket.Calls()
 	bucket.Heal()
 	require.Equal(t, want, f.samples(t), "after the fault")
+	if index, found, err := f.store.ReadIndex(t.Context(), acme); found {
+		require.NoError(t, err)
+		require.Equal(t, want, f.samplesOf(t, index.Blocks), "by the index after the fault")
+	}
 	require.InDelta(t, 0, testutil.ToFloat64(f.metrics.quarantined), 0, "a bucket that is away is not a damaged block")
 	if err != nil {
 		require.ErrorIs(t, err, blocktest.ErrBucketDown)
@@ -114,5 +118,7 @@ func interrupted(t *testing.T, blocks []string, results int, want map[string][]s
 		require.Equal(t, uint64(results), block.Shard().Count, "block %s", id)
 	}
 	require.Empty(t, partial)
+	require.NoError(t, f.index.round(t.Context()))
+	requireIndexed(t, f.store, blocksLeft)
 	return calls
 }

@@ -27,6 +27,9 @@ type metrics struct {
 	quarantined     prometheus.Counter
 	yielded         prometheus.Counter
 	samples         prometheus.Counter
+
+	indexesWritten prometheus.Counter
+	indexFailures  prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer, board *backlog.Board) *metrics {
@@ -66,6 +69,9 @@ func newMetrics(reg prometheus.Registerer, board *backlog.Board) *metrics {
 		quarantined:    counter("blocks_quarantined_total", "Blocks found damaged, which are left alone from then on."),
 		yielded:        counter("visits_yielded_total", "Times that a tenant was left to another compactor which works on it."),
 		samples:        counter("samples_total", "Samples of blocks that were merged, also in compactions that failed later."),
+
+		indexesWritten: counter("indexes_written_total", "Block indexes of tenants that were written."),
+		indexFailures:  counter("index_failures_total", "Block indexes that could not be written, and will be tried again."),
 	}
 }
 

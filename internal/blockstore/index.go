@@ -300,3 +300,35 @@ func (s *Store) Block(ctx context.Context, id tenant.ID, block ulid.ULID) (Block
 	}
 	return Block{Meta: *meta, Extension: extension}, nil
 }
+
+// Dropped returns the blocks of before that are missing in after though nothing says that
+// they may be: no other block of either holds their samples, and they had no mark that says
+// that they go for good. Of two looks at a bucket the one that drops blocks is not the
+// later one, or somebody has deleted blocks that should be there.
+func Dropped(before, after map[ulid.ULID]Block) []ulid.ULID {
+	var missing []ulid.ULID
+	for id, block := range before {
+		if _, ok := after[id]; !ok && (block.Deletion == nil || block.Deletion.Reason == DeletionCompacted) {
+			missing = append(missing, id)
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	// If another missing block holds the samples of one, it is enough to look at that one.
+	// Retention hides blocks together with what was made of them.
+	all := make(map[ulid.ULID]Block, len(before)+len(after))
+	for _, blocks := range []map[ulid.ULID]Block{before, after} {
+		for id, block := range blocks {
+			block.Deletion = nil
+			all[id] = block
+		}
+	}
+	superseded := Superseded(all)
+	dropped := slices.DeleteFunc(missing, func(id ulid.ULID) bool {
+		_, ok := superseded[id]
+		return ok
+	})
+	slices.SortFunc(dropped, ulid.ULID.Compare)
+	return dropped
+}

@@ -79,6 +79,14 @@ func (b *Faulty) Iter(ctx context.Context, dir string, f func(string) error, opt
 	return b.Bucket.Iter(ctx, dir, f, options...)
 }
 
+// IterWithAttributes implements objstore.Bucket.
+func (b *Faulty) IterWithAttributes(ctx context.Context, dir string, f func(objstore.IterObjectAttributes) error, options ...objstore.IterOption) error {
+	if err := b.call(); err != nil {
+		return err
+	}
+	return b.Bucket.IterWithAttributes(ctx, dir, f, options...)
+}
+
 // Get implements objstore.Bucket.
 func (b *Faulty) Get(ctx context.Context, name string) (io.ReadCloser, error) {
 	if err := b.call(); err != nil {
