@@ -229,7 +229,7 @@ func TestWhoUploadsLearnsWhatIsRead(t *testing.T) {
 		r.bucket.FailFrom(1)
 		begun := time.Now()
 		require.Empty(t, ask(other))
-		require.Equal(t, uploadedPatience, time.Since(begun))
+		require.Zero(t, time.Since(begun), "it is not worth waiting for")
 		_, err := server.Uploaded(t.Context(), &queryv1.UploadedRequest{Tenant: "../x"})
 		require.Error(t, err)
 		_, err = server.Uploaded(t.Context(), &queryv1.UploadedRequest{Tenant: "x", Blocks: [][]byte{{1}}})

@@ -141,8 +141,18 @@ func (d *directRecent[R]) begin(context.Context, request) func() (R, covered, er
 	return func() (R, covered, error) {
 		// Asked after the reader was opened: what has been cut since, it reads from the
 		// head.
-		return d.reader, covered{blocks: d.ingester.LocalBlocks(d.id), snapshot: true}, nil
+		return d.reader, covered{blocks: d.ingester.LocalBlocks(d.id), snapshot: true, check: listedOnce}, nil
 	}
+}
+
+// listedOnce refuses a view that only an index has shown since the start of the process:
+// the index may be older than what the ingester has moved to the bucket before. Since then
+// the ingester drops what this process reads from the bucket.
+func listedOnce(v *tenantView) error {
+	if v.listed.IsZero() {
+		return unavailable(errNotListed)
+	}
+	return nil
 }
 
 func (d *directRecent[R]) close() error { return d.reader.Close() }

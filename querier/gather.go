@@ -536,6 +536,9 @@ func viewCheck(mint, from int64) func(*tenantView) error {
 		return nil
 	}
 	return func(v *tenantView) error {
+		if v.listed.IsZero() {
+			return unavailable(errNotListed)
+		}
 		if age := time.Since(v.listed); age > maxViewAge {
 			return unavailable(fmt.Errorf("the blocks in the bucket were last listed %s ago, so samples that ingesters have moved there since would be lacking", age.Round(time.Second)))
 		}

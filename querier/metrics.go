@@ -16,6 +16,10 @@ type metrics struct {
 	blocksOpen      prometheus.Gauge
 	openFailures    prometheus.Counter
 	refreshFailures prometheus.Counter
+	indexReads      prometheus.Counter
+	indexesRefused  *prometheus.CounterVec
+	tenantsListed   *prometheus.GaugeVec
+	listings        prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -56,7 +60,23 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		}),
 		refreshFailures: f.NewCounter(prometheus.CounterOpts{
 			Name: "hundredfold_querier_refresh_failures_total",
-			Help: "How often the blocks in the bucket could not be listed completely.",
+			Help: "How often the blocks in the bucket could not be learned completely.",
+		}),
+		indexReads: f.NewCounter(prometheus.CounterOpts{
+			Name: "hundredfold_querier_index_reads_total",
+			Help: "Block indexes of tenants that were read.",
+		}),
+		indexesRefused: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "hundredfold_querier_indexes_refused_total",
+			Help: "Block indexes that were refused, by reason: older than one before, or without blocks that were there.",
+		}, []string{"reason"}),
+		tenantsListed: f.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "hundredfold_querier_tenants_without_index",
+			Help: "Tenants whose blocks are listed in each refresh because their block index cannot be used, by reason: missing, unreadable, refused, or stale, which lacks a block for 15 minutes.",
+		}, []string{"reason"}),
+		listings: f.NewCounter(prometheus.CounterOpts{
+			Name: "hundredfold_querier_tenant_listings_total",
+			Help: "How often the blocks of a tenant were listed in the bucket.",
 		}),
 	}
 }
@@ -65,6 +85,6 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 func (*metrics) observeView(reg prometheus.Registerer, age func() float64) {
 	promauto.With(reg).NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "hundredfold_querier_view_age_seconds",
-		Help: "Time since the blocks of all tenants were last listed in the bucket; 0 until then.",
+		Help: "Time since the blocks of all tenants were last looked at in the bucket; 0 until then.",
 	}, age)
 }

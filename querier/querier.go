@@ -48,8 +48,8 @@ type Ingester interface {
 
 // Config says how a Querier works.
 type Config struct {
-	// RefreshInterval is how often the blocks in the bucket are listed: 1s to 15m.
-	// A block that another process uploads is read at most this much later.
+	// RefreshInterval is how often the block indexes in the bucket are looked at: 1s to
+	// 15m. A block that nobody tells of is read at most this much after its index has it.
 	RefreshInterval model.Duration `yaml:"refresh_interval"`
 
 	// Dir takes copies of blocks from buckets that are not local. It belongs to
@@ -117,7 +117,7 @@ func New(cfg Config, edge Edge, store *blockstore.Store, limits tenant.LimitsFun
 		limits:  limits,
 		logger:  logger,
 		metrics: m,
-		views:   newViews(store, limits, cfg.AdminAPI, m),
+		views:   newViews(store, limits, cfg.AdminAPI, logger, m),
 		blocks:  newBlockPool(cfg.Dir, store, logger, m),
 		engines: newEngines(limits, logger),
 		gate:    newGate(),
@@ -155,9 +155,9 @@ func (q *Querier) Visible(id tenant.ID, block ulid.ULID) bool {
 	return err == nil && view.reads(block)
 }
 
-// BlocksUploaded says that blocks of a tenant have been uploaded: its view is
-// refreshed soon. It never blocks.
-func (q *Querier) BlocksUploaded(id tenant.ID) { q.views.hint(id) }
+// BlockUploaded says that a block of a tenant has been uploaded: it is looked for soon,
+// and read from then on. It never blocks.
+func (q *Querier) BlockUploaded(id tenant.ID, block ulid.ULID) { q.views.notice(id, block) }
 
 // Handler serves /api/v1/... and /federate. The tenant is in the request's context.
 func (q *Querier) Handler() http.Handler { return q.handler }

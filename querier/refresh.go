@@ -1,14 +1,19 @@
 package querier
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/cespare/xxhash/v2"
+	"github.com/oklog/ulid/v2"
 	"github.com/prometheus/prometheus/tsdb"
 	"golang.org/x/sync/errgroup"
 
@@ -18,11 +23,27 @@ import (
 )
 
 const (
-	// listers is how many tenants are listed at once.
-	listers = 8
-	// firstRetry is how soon a first listing that failed is tried again: until it
-	// succeeds no query is answered.
+	// listers is how many tenants are listed, or have their index read, at once.
+	listers = 16
+	// firstRetry is how soon a first look at the bucket that failed is tried again: until
+	// it succeeds no query is answered.
 	firstRetry = time.Second
+	// verifyAfter is how old the last listing of a tenant becomes before there is another,
+	// and up to as much again, so that they do not come all at once. It must end within
+	// maxViewAge. In between, indexes and upload notices tell what there is.
+	verifyAfter = 10 * time.Minute
+	// verifyTick is how often it is looked for tenants that must be listed, and after a
+	// failure verifyPause.
+	verifyTick  = 5 * time.Second
+	verifyPause = 30 * time.Second
+	// listPatience is how long a query waits for a listing that it cannot do without.
+	listPatience = 15 * time.Second
+	// noticed bounds the upload notices that wait to be looked into. Those beyond are
+	// dropped, as any notice may be.
+	noticed = 4096
+	// longFault is how long an index may be missing before it is worth a word: that of a new
+	// tenant is written within a minute or two.
+	longFault = 5 * time.Minute
 )
 
 // errNotLoaded says that the bucket, or a tenant's part of it, was never listed.
@@ -37,37 +58,60 @@ func (notLoadedError) Error() string {
 
 func (notLoadedError) Is(target error) bool { return target == tsdb.ErrNotReady }
 
-// views is the view of the bucket: which blocks of which tenants are read. Reads
-// are safe for concurrent use and never wait; only one goroutine refreshes.
+// errNotListed says that a tenant's part of the bucket was not listed since the start.
+var errNotListed = errors.New("the blocks in the bucket have not been listed since this querier was started, so samples that were moved there before may be lacking")
+
+// views is the view of the bucket: which blocks of which tenants are read. It is safe for
+// concurrent use, refresh apart, of which there is one at a time. Reads never wait.
 type views struct {
 	store     *blockstore.Store
 	limits    tenant.LimitsFunc
+	logger    *slog.Logger
 	metrics   *metrics
 	deletions *deletions
 	current   atomic.Pointer[bucketView]
 	fault     atomic.Pointer[error] // of the last refresh; nil: none
 
+	sources map[tenant.ID]*source // of refresh alone
+
 	wake chan struct{} // capacity 1: there are hints
 	mu   struct {
 		sync.Mutex
-		hints map[tenant.ID]struct{}
-		// changed is closed when there is a view newer than current.
+		// tenants are the views as they will be published; loaded says that all tenants of
+		// the bucket have been looked at once.
+		tenants map[tenant.ID]*tenantView
+		loaded  bool
+		ids     []tenant.ID // in the bucket when all were listed last
+		taken   time.Time   // when that began
+		hints   map[tenant.ID]*hint
+		waiting int // upload notices in hints
+		// attempts are when the last attempt to list a tenant that has ended began.
+		attempts map[tenant.ID]time.Time
+		// changed is closed when there is a view newer than current, or an attempt has ended.
 		changed chan struct{}
 	}
+}
+
+// hint says what is to be found out about a tenant.
+type hint struct {
+	list     bool
+	uploaded []ulid.ULID
 }
 
 // bucketView is immutable.
 type bucketView struct {
 	tenants map[tenant.ID]*tenantView
-	// pending are tenants in the bucket whose blocks could never be listed.
+	// pending are tenants in the bucket whose blocks could never be learned.
 	pending map[tenant.ID]struct{}
 	taken   time.Time // when the last listing of all tenants began
 }
 
-func newViews(store *blockstore.Store, limits tenant.LimitsFunc, fenced bool, m *metrics) *views {
-	v := &views{store: store, limits: limits, metrics: m, wake: make(chan struct{}, 1)}
+func newViews(store *blockstore.Store, limits tenant.LimitsFunc, fenced bool, logger *slog.Logger, m *metrics) *views {
+	v := &views{store: store, limits: limits, logger: logger, metrics: m, wake: make(chan struct{}, 1), sources: map[tenant.ID]*source{}}
 	v.deletions = &deletions{store: store, fenced: fenced}
-	v.mu.hints = map[tenant.ID]struct{}{}
+	v.mu.tenants = map[tenant.ID]*tenantView{}
+	v.mu.hints = map[tenant.ID]*hint{}
+	v.mu.attempts = map[tenant.ID]time.Time{}
 	v.mu.changed = make(chan struct{})
 	return v
 }
@@ -100,7 +144,7 @@ func (v *views) of(id tenant.ID) (*tenantView, error) {
 	return &view, err
 }
 
-// age returns the seconds since all tenants were listed, and 0 before the first time.
+// age returns the seconds since all tenants were looked at, and 0 before the first time.
 func (v *views) age() float64 {
 	current := v.current.Load()
 	if current == nil {
@@ -110,15 +154,18 @@ func (v *views) age() float64 {
 }
 
 // listedSince waits until the view of a tenant comes from a listing that began at since
-// or later, and reports whether it does before ctx ends. It asks for such a listing;
-// those that wait at the same time share one.
+// or later, and reports whether it does before ctx ends or such a listing fails. It asks
+// for one; those that wait at the same time share it.
 func (v *views) listedSince(ctx context.Context, id tenant.ID, since time.Time) bool {
 	for asked := false; ; {
 		v.mu.Lock()
-		changed := v.mu.changed
+		changed, attempt := v.mu.changed, v.mu.attempts[id]
 		v.mu.Unlock()
 		if view, err := v.of(id); err == nil && !view.listed.Before(since) {
 			return true
+		}
+		if asked && !attempt.Before(since) {
+			return false
 		}
 		if !asked {
 			v.hint(id)
@@ -132,9 +179,27 @@ func (v *views) listedSince(ctx context.Context, id tenant.ID, since time.Time) 
 	}
 }
 
-func (v *views) hint(id tenant.ID) {
+// hint asks for a listing of a tenant.
+func (v *views) hint(id tenant.ID) { v.note(id, func(h *hint) { h.list = true }) }
+
+// notice says that somebody has uploaded a block.
+func (v *views) notice(id tenant.ID, block ulid.ULID) {
+	v.note(id, func(h *hint) {
+		if v.mu.waiting < noticed && !slices.Contains(h.uploaded, block) {
+			v.mu.waiting++
+			h.uploaded = append(h.uploaded, block)
+		}
+	})
+}
+
+func (v *views) note(id tenant.ID, add func(*hint)) {
 	v.mu.Lock()
-	v.mu.hints[id] = struct{}{}
+	h := v.mu.hints[id]
+	if h == nil {
+		h = &hint{}
+		v.mu.hints[id] = h
+	}
+	add(h)
 	v.mu.Unlock()
 	select {
 	case v.wake <- struct{}{}:
@@ -142,18 +207,44 @@ func (v *views) hint(id tenant.ID) {
 	}
 }
 
-func (v *views) takeHints() []tenant.ID {
+func (v *views) takeHints() map[tenant.ID]*hint {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	ids := make([]tenant.ID, 0, len(v.mu.hints))
-	for id := range v.mu.hints {
-		ids = append(ids, id)
-	}
-	clear(v.mu.hints)
-	return ids
+	hints := v.mu.hints
+	v.mu.hints, v.mu.waiting = map[tenant.ID]*hint{}, 0
+	return hints
 }
 
-// refresh lists all tenants. Of a tenant that cannot be listed the old view stays.
+// known returns the last view of a tenant, which may not be published yet; it may be empty.
+func (v *views) known(id tenant.ID) *tenantView {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if t := v.mu.tenants[id]; t != nil {
+		return t
+	}
+	return &tenantView{}
+}
+
+// change replaces the view of a tenant by one that is made of it. publish lets queries see
+// it.
+func (v *views) change(id tenant.ID, to func(old *tenantView) *tenantView) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	old := v.mu.tenants[id]
+	if old == nil {
+		old = &tenantView{}
+	}
+	v.mu.tenants[id] = to(old)
+}
+
+// attempted notes that an attempt to list a tenant has ended, for those who wait for it.
+func (v *views) attempted(id tenant.ID, begun time.Time) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.mu.attempts[id] = begun
+}
+
+// refresh looks at all tenants. Of a tenant that cannot be looked at the old view stays.
 func (v *views) refresh(ctx context.Context) error {
 	// First of all: what is deleted must not be seen with the first listing.
 	if err := v.deletions.refresh(ctx); err != nil {
@@ -164,82 +255,238 @@ func (v *views) refresh(ctx context.Context) error {
 	if err != nil {
 		return v.failed(err)
 	}
-	next := &bucketView{
-		tenants: make(map[tenant.ID]*tenantView, len(ids)),
-		pending: map[tenant.ID]struct{}{},
-		taken:   begun,
+	indexes, err := v.store.Indexes(ctx)
+	if err != nil {
+		return v.failed(err)
 	}
-	listed, err := v.list(ctx, ids)
-	old := v.current.Load()
+	sources := make(map[tenant.ID]*source, len(ids))
 	for _, id := range ids {
-		switch {
-		case listed[id] != nil:
-			next.tenants[id] = listed[id]
-		case old != nil && old.tenants[id] != nil:
-			next.tenants[id] = old.tenants[id]
-		default:
-			next.pending[id] = struct{}{}
+		if sources[id] = v.sources[id]; sources[id] == nil {
+			sources[id] = &source{}
 		}
 	}
-	v.publish(next)
+	v.sources = sources
+	err = forEach(ids, func(id tenant.ID) error {
+		modified, found := indexes[id]
+		return v.reload(ctx, id, sources[id], modified, found)
+	})
+	v.settle(ids, begun)
+	v.publish()
+	v.showFaults()
 	return v.failed(err)
 }
 
-// refreshTenants lists some tenants only.
-func (v *views) refreshTenants(ctx context.Context, ids []tenant.ID) error {
-	old := v.current.Load()
-	if old == nil {
-		return v.refresh(ctx)
-	}
-	listed, err := v.list(ctx, ids)
-	next := &bucketView{tenants: maps.Clone(old.tenants), pending: maps.Clone(old.pending), taken: old.taken}
-	for id, view := range listed {
-		next.tenants[id] = view
-		delete(next.pending, id)
-	}
-	v.publish(next)
-	return v.failed(err)
-}
-
-// list returns the views of those tenants that can be listed, and what went wrong
-// with the others.
-func (v *views) list(ctx context.Context, ids []tenant.ID) (map[tenant.ID]*tenantView, error) {
+// forEach does something for tenants, several at once, and joins what goes wrong.
+func forEach(ids []tenant.ID, do func(tenant.ID) error) error {
 	var (
 		mu    sync.Mutex
-		found = make(map[tenant.ID]*tenantView, len(ids))
 		errs  []error
 		group errgroup.Group
 	)
 	group.SetLimit(listers)
 	for _, id := range ids {
 		group.Go(func() error {
-			begun := time.Now()
-			blocks, _, err := v.store.Blocks(ctx, id)
-			mu.Lock()
-			defer mu.Unlock()
-			if err != nil {
-				errs = append(errs, fmt.Errorf("list blocks of tenant %q: %w", id, err))
-				return nil
+			if err := do(id); err != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				errs = append(errs, err)
 			}
-			found[id] = newTenantView(blocks, begun)
 			return nil
 		})
 	}
 	_ = group.Wait() // the functions return nil: one tenant must not stop the others
-	return found, errors.Join(errs...)
+	return errors.Join(errs...)
 }
 
-func (v *views) publish(next *bucketView) {
-	visible := 0
-	for _, t := range next.tenants {
-		visible += len(t.blocks)
+// settle takes note of which tenants there are. One that has gone goes, unless a block of
+// it was uploaded since.
+func (v *views) settle(ids []tenant.ID, begun time.Time) {
+	present := make(map[tenant.ID]struct{}, len(ids))
+	for _, id := range ids {
+		present[id] = struct{}{}
 	}
-	v.metrics.blocksVisible.Set(float64(visible))
-	v.current.Store(next)
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	maps.DeleteFunc(v.mu.tenants, func(id tenant.ID, t *tenantView) bool {
+		if _, ok := present[id]; ok {
+			return false
+		}
+		for _, since := range t.unindexed {
+			if since.After(begun) {
+				return false
+			}
+		}
+		return true
+	})
+	maps.DeleteFunc(v.mu.attempts, func(id tenant.ID, _ time.Time) bool {
+		_, ok := present[id]
+		return !ok
+	})
+	v.mu.loaded, v.mu.ids, v.mu.taken = true, ids, begun
+}
+
+// publish lets queries see the views as they are now, once all tenants were looked at.
+func (v *views) publish() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.mu.loaded {
+		next := &bucketView{tenants: maps.Clone(v.mu.tenants), pending: map[tenant.ID]struct{}{}, taken: v.mu.taken}
+		for _, id := range v.mu.ids {
+			if next.tenants[id] == nil {
+				next.pending[id] = struct{}{}
+			}
+		}
+		visible := 0
+		for _, t := range next.tenants {
+			visible += len(t.blocks)
+		}
+		v.metrics.blocksVisible.Set(float64(visible))
+		v.current.Store(next)
+	}
 	close(v.mu.changed)
 	v.mu.changed = make(chan struct{})
+}
+
+// relistTenants lists some tenants, whatever their indexes say.
+func (v *views) relistTenants(ctx context.Context, ids []tenant.ID) error {
+	err := forEach(ids, func(id tenant.ID) error { return v.relist(ctx, id) })
+	v.publish()
+	return v.failed(err)
+}
+
+// heed does what hints ask for. What was uploaded is read by name.
+func (v *views) heed(ctx context.Context, hints map[tenant.ID]*hint) error {
+	if v.current.Load() == nil {
+		return v.refresh(ctx)
+	}
+	err := forEach(slices.Collect(maps.Keys(hints)), func(id tenant.ID) error {
+		if hints[id].list {
+			return v.relist(ctx, id) // it shows what was uploaded, too
+		}
+		return v.learn(ctx, id, hints[id].uploaded)
+	})
+	v.publish()
+	return v.failed(err)
+}
+
+// learn looks for blocks that somebody says are in the bucket. One that is not there was
+// merged and deleted meanwhile, or never was; the next listing tells.
+func (v *views) learn(ctx context.Context, id tenant.ID, blocks []ulid.ULID) error {
+	var (
+		mu    sync.Mutex
+		found []blockstore.Block
+	)
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.SetLimit(listers)
+	view := v.known(id)
+	for _, block := range blocks {
+		if view.reads(block) {
+			continue
+		}
+		group.Go(func() error {
+			b, err := v.store.Block(groupCtx, id, block)
+			if errors.Is(err, blockstore.ErrBlockNotFound) {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			found = append(found, b)
+			return nil
+		})
+	}
+	err := group.Wait()
+	if len(found) > 0 {
+		v.change(id, func(old *tenantView) *tenantView { return old.uploaded(found, time.Now()) })
+	}
+	return err
+}
+
+// overdue returns the tenants that must be listed: their last listing is older than
+// allows, those without any first.
+func (v *views) overdue(now time.Time) []tenant.ID {
+	current := v.current.Load()
+	if current == nil {
+		return nil
+	}
+	var ids []tenant.ID
+	for id, t := range current.tenants {
+		after := verifyAfter + time.Duration(xxhash.Sum64String(string(id))%uint64(verifyAfter)) //nolint:gosec // it is below a duration
+		if t.listed.IsZero() || now.Sub(t.listed) > after {
+			ids = append(ids, id)
+		}
+	}
+	slices.SortFunc(ids, func(a, b tenant.ID) int {
+		return cmp.Or(current.tenants[a].listed.Compare(current.tenants[b].listed), cmp.Compare(a, b))
+	})
+	return ids
+}
+
+// verify lists the tenants that are due until ctx ends: indexes are not trusted for ever,
+// and no clock but this one says how old a view is.
+func (v *views) verify(ctx context.Context) {
+	const batch = 4 * listers // tenants; so that queries see them soon
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		v.mu.Lock()
+		changed := v.mu.changed
+		v.mu.Unlock()
+		if v.current.Load() != nil {
+			changed = nil // only the first view is waited for
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		case <-timer.C:
+		}
+		pause := verifyTick
+		if ids := v.overdue(time.Now()); len(ids) > 0 {
+			for some := range slices.Chunk(ids, batch) {
+				if err := v.relistTenants(ctx, some); err != nil {
+					pause = verifyPause // the refresh says so in the log
+					break
+				}
+			}
+		}
+		timer.Reset(pause)
+	}
+}
+
+// showFaults says which tenants are listed because of their indexes.
+func (v *views) showFaults() {
+	counts := map[string]int{faultMissing: 0, faultUnreadable: 0, faultRefused: 0, faultStale: 0}
+	for _, s := range v.sources {
+		if s.fault != "" {
+			counts[s.fault]++
+		}
+	}
+	for fault, n := range counts {
+		v.metrics.tenantsListed.WithLabelValues(fault).Set(float64(n))
+	}
+}
+
+// worst returns a complaint about the indexes that cannot be used, or nil. A tenant's
+// first one may be missing for a while.
+func (v *views) worst(now time.Time) error {
+	n := 0
+	var example tenant.ID
+	for id, s := range v.sources {
+		if s.fault == "" || s.fault == faultMissing && now.Sub(s.since) < longFault {
+			continue
+		}
+		if n++; example == "" || id < example {
+			example = id
+		}
+	}
+	if n == 0 {
+		return nil
+	}
+	s := v.sources[example]
+	return fmt.Errorf("%d tenants, among them %q, whose index is %s: %w", n, example, s.fault, s.why)
 }
 
 func (v *views) failed(err error) error {
@@ -255,9 +502,12 @@ func (v *views) failed(err error) error {
 // keepFresh refreshes the view every interval and upon hints, and lets go of the
 // blocks that no query needs any more.
 func (q *Querier) keepFresh(ctx context.Context) {
+	var verifying sync.WaitGroup
+	verifying.Go(func() { q.views.verify(ctx) })
+	defer verifying.Wait()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	var complaint complaint
+	var complaints, indexes complaint
 	for {
 		var err error
 		select {
@@ -271,10 +521,13 @@ func (q *Querier) keepFresh(ctx context.Context) {
 				next = min(next, firstRetry)
 			}
 			timer.Reset(next)
+			if worst := q.views.worst(time.Now()); worst != nil && indexes.isNew(worst) {
+				q.logger.Warn("Block indexes cannot be used, so the blocks are listed in the bucket, which is slower; see whether the compactor works", "err", worst)
+			}
 		case <-q.views.wake:
-			err = q.views.refreshTenants(ctx, q.views.takeHints())
+			err = q.views.heed(ctx, q.views.takeHints())
 		}
-		if err != nil && ctx.Err() == nil && complaint.isNew(err) {
+		if err != nil && ctx.Err() == nil && complaints.isNew(err) {
 			if q.views.loaded() != nil {
 				q.logger.Warn("The bucket could not be listed; queries are refused until it can", "err", err)
 			} else {
@@ -287,6 +540,31 @@ func (q *Querier) keepFresh(ctx context.Context) {
 			}
 		}
 	}
+}
+
+// viewFor returns the view of a tenant that check accepts. If the present one is too old for
+// that, it waits for a listing.
+func (v *views) viewFor(ctx context.Context, id tenant.ID, check func(*tenantView) error) (*tenantView, error) {
+	view, err := v.of(id)
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	if check == nil {
+		return view, nil
+	}
+	fault := check(view)
+	if fault == nil {
+		return view, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, listPatience)
+	defer cancel()
+	if !v.listedSince(ctx, id, time.Now()) {
+		return nil, fault
+	}
+	if view, err = v.of(id); err != nil {
+		return nil, unavailable(err)
+	}
+	return view, check(view)
 }
 
 // complaint keeps a lasting fault from filling the log. One goroutine.

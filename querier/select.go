@@ -136,12 +136,7 @@ func (s *session[R]) readers(ctx context.Context, ask request, edge func() (R, c
 		return nil, errQuerierClosed
 	}
 	if s.mu.view == nil || !covered.snapshot {
-		if s.mu.view, err = s.q.views.of(s.mu.tenant); err != nil {
-			return nil, unavailable(err)
-		}
-	}
-	if covered.check != nil {
-		if err := covered.check(s.mu.view); err != nil {
+		if s.mu.view, err = s.q.views.viewFor(ctx, s.mu.tenant, covered.check); err != nil {
 			return nil, err
 		}
 	}

@@ -27,8 +27,9 @@ type blocksServer struct {
 	q *Querier
 }
 
-// Uploaded implements queryv1.BlocksServiceServer. Unless all the blocks are read
-// already, it waits for a listing; requests at the same time share one.
+// Uploaded implements queryv1.BlocksServiceServer. Blocks that are not read already are
+// looked for in the bucket, by name. If one is not there, since it was merged with others
+// and deleted meanwhile, it waits for a listing; requests at the same time share one.
 func (s *blocksServer) Uploaded(ctx context.Context, req *queryv1.UploadedRequest) (*queryv1.UploadedResponse, error) {
 	id, err := tenant.Parse(req.GetTenant())
 	if err != nil {
@@ -40,10 +41,17 @@ func (s *blocksServer) Uploaded(ctx context.Context, req *queryv1.UploadedReques
 	}
 	visible := s.visible(id, blocks)
 	if len(visible) < len(blocks) || len(blocks) == 0 {
+		begun := time.Now()
 		ctx, cancel := context.WithTimeout(ctx, uploadedPatience)
 		defer cancel()
-		s.q.views.listedSince(ctx, id, time.Now())
-		visible = s.visible(id, blocks)
+		if s.q.views.learn(ctx, id, blocks) == nil {
+			s.q.views.publish()
+			visible = s.visible(id, blocks)
+		}
+		if len(visible) < len(blocks) || len(blocks) == 0 {
+			s.q.views.listedSince(ctx, id, begun)
+			visible = s.visible(id, blocks)
+		}
 	}
 	return &queryv1.UploadedResponse{Visible: wire.ULIDsToProto(visible)}, nil
 }

@@ -2,6 +2,8 @@ package querier
 
 import (
 	"cmp"
+	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -11,21 +13,41 @@ import (
 	"github.com/hundredfold/hundredfold/internal/blockstore"
 )
 
-// tenantView is what one listing says about a tenant's blocks. It is immutable.
+// tenantView is what is known of a tenant's blocks: from the tenant's index, from a listing
+// of the bucket, and from whoever has uploaded blocks. It is immutable. The next one is
+// made of it by relisted, reindexed or uploaded, none of which loses a block unless the
+// bucket says that it is gone.
 type tenantView struct {
 	blocks []blockstore.Block // the blocks to read, by MinTime
 	known  map[ulid.ULID]struct{}
-	listed time.Time // when the listing began
-	hiding           // what is hidden in the blocks; views.of sets it
+	// listed is when a listing of the bucket began: the view has all that was there then,
+	// and has had since. Zero: there was none since the start.
+	listed time.Time
+
+	// all are the blocks that the view was made of, those that are not read included.
+	all map[ulid.ULID]blockstore.Block
+	// index is the last one that was accepted; of generation 0, if none was.
+	index blockstore.Index
+	// unindexed are those of all that the index does not list, and since when each is
+	// known.
+	unindexed map[ulid.ULID]time.Time
+
+	hiding // what is hidden in the blocks; views.of sets it
 }
 
-// newTenantView decides which of the listed blocks are read: not one whose samples
-// are all in another (blockstore.Superseded), nor one that is hidden (Block.Hidden). A
-// block that is marked because it was compacted is read until its descendant is listed.
+// newTenantView returns the view of blocks that were listed.
 func newTenantView(listed map[ulid.ULID]blockstore.Block, begun time.Time) *tenantView {
-	v := &tenantView{known: make(map[ulid.ULID]struct{}, len(listed)), listed: begun}
-	superseded := blockstore.Superseded(listed)
-	for id, b := range listed {
+	return (&tenantView{}).relisted(listed, begun)
+}
+
+// build decides which of the blocks are read: not one whose samples are all in others
+// (blockstore.Superseded), nor one that retention has marked. A block that is marked
+// because it was compacted is read until its descendant is known. A superseded block that
+// no index lists is let go.
+func (v *tenantView) build() *tenantView {
+	v.known = make(map[ulid.ULID]struct{}, 2*len(v.all))
+	superseded := blockstore.Superseded(v.all)
+	for id, b := range v.all {
 		v.known[id] = struct{}{}
 		for _, source := range blockstore.Sources(b.Meta) {
 			v.known[source] = struct{}{}
@@ -39,6 +61,100 @@ func newTenantView(listed map[ulid.ULID]blockstore.Block, begun time.Time) *tena
 		return cmp.Or(cmp.Compare(a.Meta.MinTime, b.Meta.MinTime), a.Meta.ULID.Compare(b.Meta.ULID))
 	})
 	return v
+}
+
+// relisted returns the view after a listing that began at begun. It is the truth: only what
+// was uploaded since then is kept beside.
+func (v *tenantView) relisted(blocks map[ulid.ULID]blockstore.Block, begun time.Time) *tenantView {
+	if begun.Before(v.listed) {
+		return v // Another listing that began later has ended sooner.
+	}
+	next := &tenantView{listed: begun, index: v.index, all: maps.Clone(blocks), unindexed: map[ulid.ULID]time.Time{}}
+	if next.all == nil {
+		next.all = map[ulid.ULID]blockstore.Block{}
+	}
+	for id, since := range v.unindexed {
+		if _, ok := next.all[id]; !ok && since.After(begun) {
+			next.all[id] = v.all[id]
+		}
+	}
+	for id := range next.all {
+		if _, ok := v.index.Blocks[id]; ok {
+			continue
+		}
+		next.unindexed[id] = begun
+		if since, ok := v.unindexed[id]; ok {
+			next.unindexed[id] = since
+		}
+	}
+	return next.build()
+}
+
+// refusal says why an index is not taken for what the bucket has.
+type refusal struct {
+	reason string // of a metric
+	text   string
+}
+
+func (r *refusal) Error() string { return r.text }
+
+// reindexed returns the view after an index was read. It refuses one that is older than
+// the last, or lacks blocks that the last one or a listing has shown, though nothing says
+// that they may be gone (blockstore.Dropped). What no index has listed yet is kept beside,
+// since it may be younger than the listing that the index was made of.
+func (v *tenantView) reindexed(index blockstore.Index) (*tenantView, error) {
+	if index.Generation < v.index.Generation {
+		return nil, &refusal{"older", fmt.Sprintf("its generation %d is before %d, which was there already", index.Generation, v.index.Generation)}
+	}
+	before := maps.Clone(v.all)
+	maps.DeleteFunc(before, func(id ulid.ULID, _ blockstore.Block) bool {
+		_, ok := v.unindexed[id]
+		return ok
+	})
+	if dropped := blockstore.Dropped(before, index.Blocks); len(dropped) > 0 {
+		return nil, &refusal{"drops_blocks", fmt.Sprintf("%d blocks that were there are missing in it, among them %s, and nothing says that they may be gone", len(dropped), dropped[0])}
+	}
+	next := &tenantView{listed: v.listed, index: index, all: maps.Clone(index.Blocks), unindexed: map[ulid.ULID]time.Time{}}
+	for id, since := range v.unindexed {
+		if _, ok := index.Blocks[id]; !ok {
+			next.all[id], next.unindexed[id] = v.all[id], since
+		}
+	}
+	if len(next.unindexed) > 0 {
+		superseded := blockstore.Superseded(next.all)
+		for id := range next.unindexed {
+			if _, ok := superseded[id]; ok {
+				delete(next.all, id)
+				delete(next.unindexed, id)
+			}
+		}
+	}
+	return next.build(), nil
+}
+
+// uploaded returns the view after somebody has told of blocks, which were then found in the
+// bucket.
+func (v *tenantView) uploaded(blocks []blockstore.Block, now time.Time) *tenantView {
+	next := &tenantView{listed: v.listed, index: v.index, all: maps.Clone(v.all), unindexed: maps.Clone(v.unindexed)}
+	if next.all == nil {
+		next.all, next.unindexed = map[ulid.ULID]blockstore.Block{}, map[ulid.ULID]time.Time{}
+	}
+	for _, block := range blocks {
+		id := block.Meta.ULID
+		if _, ok := next.all[id]; !ok && !v.reads(id) {
+			next.all[id], next.unindexed[id] = block, now
+		}
+	}
+	return next.build()
+}
+
+// lag returns for how long the index has lacked a block that is in the bucket.
+func (v *tenantView) lag(now time.Time) time.Duration {
+	lag := time.Duration(0)
+	for _, since := range v.unindexed {
+		lag = max(lag, now.Sub(since))
+	}
+	return lag
 }
 
 // overlapping returns the blocks with samples from mint to maxt, both inclusive.

@@ -191,7 +191,7 @@ func TestALastingFaultIsLoggedOncePerMinute(t *testing.T) {
 func TestATenantThatCouldNeverBeListedIsNotAnsweredWithoutItsBlocks(t *testing.T) {
 	r := newRig(t, rigOption{})
 	r.upload(alice, 0, hour, blocktest.Floats("x", 0, hour, minute))
-	r.bucket.FailOnly(3) // deletions and tenants are listed, the blocks are not
+	r.bucket.FailOnly(4) // deletions, tenants and indexes are listed, the blocks are not
 	require.Error(t, r.views.refresh(t.Context()))
 
 	_, err := count(t, as(alice), r.Queryable(), "x", 0, hour)
@@ -200,7 +200,7 @@ func TestATenantThatCouldNeverBeListedIsNotAnsweredWithoutItsBlocks(t *testing.T
 	require.NoError(t, err, "this one has no blocks for sure")
 	require.Zero(t, n)
 
-	require.NoError(t, r.views.refreshTenants(t.Context(), []tenant.ID{alice}))
+	require.NoError(t, r.views.relistTenants(t.Context(), []tenant.ID{alice}))
 	n, err = count(t, as(alice), r.Queryable(), "x", 0, hour)
 	require.NoError(t, err)
 	require.Equal(t, 60, n)
@@ -210,7 +210,7 @@ func TestTheOldViewStaysWhenListingFails(t *testing.T) {
 	r := newRig(t, rigOption{})
 	r.upload(alice, 0, hour, blocktest.Floats("x", 0, hour, minute))
 	r.refresh()
-	for call := int64(1); call <= 2; call++ {
+	for call := int64(1); call <= 3; call++ {
 		r.bucket.FailOnly(call)
 		require.ErrorIs(t, r.views.refresh(t.Context()), blocktest.ErrBucketDown)
 		r.bucket.Heal()
@@ -319,7 +319,7 @@ func TestRunRefreshesEveryIntervalAndUponHints(t *testing.T) {
 		block = r.upload(bob, 0, hour, blocktest.Floats("x", 0, hour, minute))
 		before := r.bucket.Calls()
 		for range 100 {
-			r.BlocksUploaded(bob)
+			r.BlockUploaded(bob, block)
 		}
 		synctest.Wait()
 		require.True(t, r.Visible(bob, block))

@@ -103,6 +103,6 @@ func (c *coverage) uploaded(id tenant.ID, block ulid.ULID) {
 		return
 	}
 	if q := c.querier.Load(); q != nil {
-		q.BlocksUploaded(id)
+		q.BlockUploaded(id, block)
 	}
 }

@@ -347,7 +347,9 @@ func TestReadsSeeEverythingWhileBlocksMoveToTheBucket(t *testing.T) {
 	w.write(30, 60)
 	for _, n := range w.nodes {
 		require.NoError(t, n.Flush(t.Context(), acme))
-		w.querier.BlocksUploaded(acme)
+		for _, block := range n.LocalBlocks(acme) {
+			w.querier.BlockUploaded(acme, block)
+		}
 		w.requireSame()
 	}
 	w.write(60, 70)
@@ -368,7 +370,9 @@ func TestIngestersJoinAndDrainWithoutAGap(t *testing.T) {
 		w.requireSame()
 		w.write(40, 50) // again for the second one: nothing changes
 		confirm := func(_ context.Context, id tenant.ID, blocks []ulid.ULID) ([]ulid.ULID, error) {
-			w.querier.BlocksUploaded(id)
+			for _, block := range blocks {
+				w.querier.BlockUploaded(id, block)
+			}
 			return slices.DeleteFunc(slices.Clone(blocks), func(b ulid.ULID) bool { return !w.querier.Visible(id, b) }), nil
 		}
 		require.NoError(t, n.Drain(t.Context(), confirm, func(ingester.DrainProgress) {}))

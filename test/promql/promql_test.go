@@ -63,7 +63,7 @@ func start(t *testing.T, idle time.Duration) *stack {
 		Store:    store,
 		Limits:   limitsOf,
 		Visible:  func(id tenant.ID, block ulid.ULID) bool { return q.Load().Visible(id, block) },
-		Uploaded: func(id tenant.ID, _ ulid.ULID) { q.Load().BlocksUploaded(id) },
+		Uploaded: func(id tenant.ID, block ulid.ULID) { q.Load().BlockUploaded(id, block) },
 	})
 	require.NoError(t, err)
 	qcfg := querier.Default()
