@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/storage"
 	"github.com/stretchr/testify/require"
+	"github.com/thanos-io/objstore"
 	"go.uber.org/goleak"
 
 	"github.com/hundredfold/hundredfold/internal/blockstore"
@@ -47,8 +48,9 @@ type rig struct {
 }
 
 type rigOption struct {
-	edge    Edge // nil: the ingester of the rig, directly
-	inPlace bool // blocks are read where they are in the bucket
+	edge    Edge            // nil: the ingester of the rig, directly
+	bucket  objstore.Bucket // nil: one of files
+	inPlace bool            // blocks are read where they are in the bucket
 	dir     string
 }
 
@@ -58,7 +60,10 @@ func newRig(t testing.TB, opt rigOption) *rig {
 	files, err := blockstore.OpenFilesystem(t.TempDir())
 	require.NoError(t, err)
 	limits := tenant.DefaultLimits()
-	r := &rig{t: t, ingester: newEdge(t), bucket: blocktest.NewFaulty(files), limits: &limits, registry: prometheus.NewPedanticRegistry()}
+	if opt.bucket == nil {
+		opt.bucket = files
+	}
+	r := &rig{t: t, ingester: newEdge(t), bucket: blocktest.NewFaulty(opt.bucket), limits: &limits, registry: prometheus.NewPedanticRegistry()}
 	r.store = blockstore.New(r.bucket, nil)
 	if opt.inPlace {
 		r.store = blockstore.New(files, nil)

@@ -23,7 +23,10 @@ import (
 )
 
 const (
-	// listers is how many tenants are listed, or have their index read, at once.
+	// lookers is how many tenants are looked at once in a refresh, nearly all by their
+	// indexes, which are small: 10,000 take 3 s with round trips of 20 ms. listers is how
+	// many are listed at once, and how many blocks are looked for by name.
+	lookers = 64
 	listers = 16
 	// firstRetry is how soon a first look at the bucket that failed is tried again: until
 	// it succeeds no query is answered.
@@ -266,7 +269,7 @@ func (v *views) refresh(ctx context.Context) error {
 		}
 	}
 	v.sources = sources
-	err = forEach(ids, func(id tenant.ID) error {
+	err = forEach(lookers, ids, func(id tenant.ID) error {
 		modified, found := indexes[id]
 		return v.reload(ctx, id, sources[id], modified, found)
 	})
@@ -276,14 +279,14 @@ func (v *views) refresh(ctx context.Context) error {
 	return v.failed(err)
 }
 
-// forEach does something for tenants, several at once, and joins what goes wrong.
-func forEach(ids []tenant.ID, do func(tenant.ID) error) error {
+// forEach does something for tenants, so many at once, and joins what goes wrong.
+func forEach(atOnce int, ids []tenant.ID, do func(tenant.ID) error) error {
 	var (
 		mu    sync.Mutex
 		errs  []error
 		group errgroup.Group
 	)
-	group.SetLimit(listers)
+	group.SetLimit(atOnce)
 	for _, id := range ids {
 		group.Go(func() error {
 			if err := do(id); err != nil {
@@ -349,7 +352,7 @@ func (v *views) publish() {
 
 // relistTenants lists some tenants, whatever their indexes say.
 func (v *views) relistTenants(ctx context.Context, ids []tenant.ID) error {
-	err := forEach(ids, func(id tenant.ID) error { return v.relist(ctx, id) })
+	err := forEach(listers, ids, func(id tenant.ID) error { return v.relist(ctx, id) })
 	v.publish()
 	return v.failed(err)
 }
@@ -359,7 +362,7 @@ func (v *views) heed(ctx context.Context, hints map[tenant.ID]*hint) error {
 	if v.current.Load() == nil {
 		return v.refresh(ctx)
 	}
-	err := forEach(slices.Collect(maps.Keys(hints)), func(id tenant.ID) error {
+	err := forEach(listers, slices.Collect(maps.Keys(hints)), func(id tenant.ID) error {
 		if hints[id].list {
 			return v.relist(ctx, id) // it shows what was uploaded, too
 		}

@@ -46,8 +46,8 @@ func (v *views) reload(ctx context.Context, id tenant.ID, s *source, modified ti
 	if err := v.relist(ctx, id); err != nil {
 		return err
 	}
-	if s.refused != nil && v.accept(id, s, *s.refused) {
-		v.logger.Info("A block index that was refused agrees with the bucket after all: the blocks that it lacks are gone", "tenant", id, "generation", s.refused.Generation)
+	if refused := s.refused; refused != nil && v.accept(id, s, *refused) {
+		v.logger.Info("A block index that was refused agrees with the bucket after all: the blocks that it lacks are gone", "tenant", id, "generation", refused.Generation)
 		s.settle("", nil)
 	}
 	return nil
