@@ -17,6 +17,7 @@ import (
 	"syscall"
 
 	"github.com/hundredfold/hundredfold/internal/drain"
+	"github.com/hundredfold/hundredfold/internal/importer"
 	"github.com/hundredfold/hundredfold/internal/loadgen"
 	"github.com/hundredfold/hundredfold/internal/rollout"
 )
@@ -41,6 +42,8 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		switch args[0] {
 		case "drain":
 			return drain.Main(ctx, args[1:], stdout, stderr)
+		case "import":
+			return importer.Main(ctx, args[1:], stdout, stderr, openBucket)
 		case "loadgen":
 			return loadgen.Main(ctx, args[1:], stdout, stderr)
 		case "rollout":

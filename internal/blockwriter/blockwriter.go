@@ -57,6 +57,9 @@ type Config struct {
 	All bool
 	// KeepEmpty writes blocks that have no series, too. They say that there are none.
 	KeepEmpty bool
+	// Merge merges the series of the inputs, given in the order of these; nil: Merge of
+	// this package.
+	Merge func(sets []storage.ChunkSeriesSet) storage.ChunkSeriesSet
 	// Progress is told how many samples of the inputs were passed by since the last call;
 	// nil: nobody is. It MUST NOT block.
 	Progress func(samples uint64)
@@ -129,7 +132,7 @@ func (w *writing) create(ctx context.Context, specs []Spec) error {
 
 // series writes all series to the outputs that they belong to.
 func (w *writing) series(ctx context.Context, from *source) error {
-	set := from.merged()
+	set := from.merged(w.cfg.Merge)
 	var it chunks.Iterator
 	for set.Next() {
 		if err := ctx.Err(); err != nil {

@@ -93,7 +93,7 @@ func (s *source) symbols() index.StringIter {
 
 // merged returns the series of all inputs, in order, with their chunks merged. It can be
 // called once.
-func (s *source) merged() storage.ChunkSeriesSet {
+func (s *source) merged(merge func([]storage.ChunkSeriesSet) storage.ChunkSeriesSet) storage.ChunkSeriesSet {
 	sets := make([]storage.ChunkSeriesSet, len(s.inputs))
 	for i, in := range s.inputs {
 		all := in.all
@@ -102,6 +102,15 @@ func (s *source) merged() storage.ChunkSeriesSet {
 		}
 		sets[i] = tsdb.NewBlockChunkSeriesSet(in.meta.ULID, in.index, in.chunks, in.tombstones, all, s.mint, s.maxt, false)
 	}
+	if merge == nil {
+		merge = Merge
+	}
+	return merge(sets)
+}
+
+// Merge merges series by time: chunks that are the same are taken once, and of samples
+// with the same time one is kept.
+func Merge(sets []storage.ChunkSeriesSet) storage.ChunkSeriesSet {
 	if len(sets) == 1 {
 		return sets[0]
 	}

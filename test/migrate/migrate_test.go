@@ -152,3 +152,30 @@ func waitEnd(t *testing.T, p *testcluster.Process) error {
 	})
 	return p.End()
 }
+
+func TestAPrometheusIsImportedWithItsHeadBesideARunningStore(t *testing.T) {
+	t.Parallel()
+	prometheus, end := oldPrometheus(t)
+	want := everything(t, prometheus, end)
+	store := testcluster.Start(t, testcluster.Options{Config: quiet + "querier: {refresh_interval: 1s}\n"})
+	importing := []string{"import", "--from=" + prometheus.DataDir, "--data.dir=" + store.DataDir}
+	code, _, stderr := testcluster.Run(t, importing...)
+	require.Equal(t, 1, code)
+	require.Contains(t, stderr, "runs on", "the Prometheus holds its lock")
+
+	prometheus.Stop()
+	code, out, stderr := testcluster.Run(t, append(importing, "--verify=full")...)
+	require.Zero(t, code, stderr)
+	require.Contains(t, out, " 0 damaged")
+	testcluster.Eventually(t, time.Minute, func(ctx context.Context) error {
+		value, _, _, err := store.API("").Query(ctx, `count(old)`, end.Add(-71*time.Hour))
+		if vector, ok := value.(model.Vector); err == nil && (!ok || len(vector) == 0) {
+			return fmt.Errorf("it is not read yet")
+		}
+		return err
+	})
+	require.Equal(t, want, everything(t, store, end))
+	code, out, _ = testcluster.Run(t, importing...)
+	require.Zero(t, code)
+	require.Contains(t, out, "0 imported")
+}
