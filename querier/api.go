@@ -53,7 +53,7 @@ func (q *Querier) newPrometheusAPI() http.HandlerFunc {
 		},
 		nil, nil, // no notifications
 		prometheus.NewRegistry(), nil, // no metrics to show, none to add
-		nil,        // the default renderer of query statistics
+		renderStats,
 		false, nil, // no remote write
 		false, false, false, // no OTLP
 		false, // no zero samples at start timestamps

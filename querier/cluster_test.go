@@ -314,12 +314,12 @@ func TestWhatIngestersSendIsBounded(t *testing.T) {
 		}
 	}
 	w.commit()
-	c.limits.MaxQuerySamples = 1000
+	c.limits.MaxQueryBytes = 1_000_000
 	got := c.get(alice, "/api/v1/query?query=sum(noise)&time=300")
 	require.Equal(t, 422, got.Code)
-	requireLimit(t, got.Error, "max_query_samples", "1000")
+	requireLimit(t, got.Error, "max_query_bytes", "1000000")
 	require.InDelta(t, 1, testutil.ToFloat64(c.recent.metrics.reads.WithLabelValues("refused")), 0)
-	c.limits.MaxQuerySamples = 3_000_000
+	c.limits.MaxQueryBytes = 100_000_000
 	require.Equal(t, 200, c.get(alice, "/api/v1/query?query=sum(noise)&time=300").Code)
 }
 

@@ -105,11 +105,11 @@ func (e *engines) NewInstantQuery(ctx context.Context, q storage.Queryable, opts
 	if err != nil {
 		return nil, err
 	}
-	query, err := e.of(limits).NewInstantQuery(ctx, q, opts, qs, ts)
+	query, err := e.of(limits).NewInstantQuery(ctx, charged{q}, opts, qs, ts)
 	if err != nil {
 		return nil, err
 	}
-	return &limitedQuery{Query: query, tenant: id, limits: limits}, nil
+	return &limitedQuery{Query: query, tenant: id, limits: limits, account: e.account(id)}, nil
 }
 
 // NewRangeQuery implements promql.QueryEngine.
@@ -118,11 +118,11 @@ func (e *engines) NewRangeQuery(ctx context.Context, q storage.Queryable, opts p
 	if err != nil {
 		return nil, err
 	}
-	query, err := e.of(limits).NewRangeQuery(ctx, q, opts, qs, start, end, interval)
+	query, err := e.of(limits).NewRangeQuery(ctx, charged{q}, opts, qs, start, end, interval)
 	if err != nil {
 		return nil, err
 	}
-	return e.split(&limitedQuery{Query: query, tenant: id, limits: limits}, q, opts), nil
+	return e.split(&limitedQuery{Query: query, tenant: id, limits: limits, account: e.account(id)}, q, opts), nil
 }
 
 func (e *engines) limitsOf(ctx context.Context) (tenant.ID, queryLimits, error) {
@@ -133,18 +133,30 @@ func (e *engines) limitsOf(ctx context.Context) (tenant.ID, queryLimits, error) 
 	return id, queryLimitsOf(e.limits(id)), nil
 }
 
+func (e *engines) account(id tenant.ID) *account { return newAccount(id, e.limits(id)) }
+
 // limitedQuery says which limit ended a query.
 type limitedQuery struct {
 	promql.Query
 	tenant tenant.ID
 	limits queryLimits
+	// account is charged if there is none in the context of Exec.
+	account *account
 }
 
 // Exec implements promql.Query.
 func (q *limitedQuery) Exec(ctx context.Context) *promql.Result {
+	ctx = q.accounted(ctx)
 	result := q.Query.Exec(ctx)
 	result.Err = q.explain(ctx, result.Err)
 	return result
+}
+
+func (q *limitedQuery) accounted(ctx context.Context) context.Context {
+	if accountOf(ctx) != nil {
+		return ctx
+	}
+	return withAccount(ctx, q.account)
 }
 
 func (q *limitedQuery) explain(ctx context.Context, err error) error {

@@ -31,7 +31,14 @@ func (e *extent) points() int {
 
 // assemble returns the result that the extents are the parts of. They are in the order of
 // time and have no step in common. Nothing of the result is shared with them but labels.
-func assemble(extents []extent) promql.Matrix {
+func assemble(account *account, extents []extent) (promql.Matrix, error) {
+	points := 0
+	for i := range extents {
+		points += extents[i].points()
+	}
+	if err := account.Hold(int64(points) * bytesPerPoint); err != nil {
+		return nil, err
+	}
 	all := promql.Matrix{}
 	var lengths []int
 	for _, e := range extents {
@@ -49,7 +56,7 @@ func assemble(extents []extent) promql.Matrix {
 			all[i].Floats = append(all[i].Floats, s.points...)
 		}
 	}
-	return all
+	return all, nil
 }
 
 // addLengths adds series to those that are known, and the number of their points to

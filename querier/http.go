@@ -149,7 +149,9 @@ func (q *Querier) serveEndpoint(e *endpoint, w http.ResponseWriter, r *http.Requ
 		return
 	}
 	defer done()
-	e.serve(w, r.WithContext(ctx))
+	account := newAccount(id, q.limits(id))
+	defer q.metrics.observeAccount(account)
+	e.serve(w, r.WithContext(withAccount(ctx, account)))
 }
 
 func (e *endpoint) methods() string {

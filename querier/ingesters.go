@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -20,14 +19,6 @@ import (
 	"github.com/hundredfold/hundredfold/internal/tenant"
 	"github.com/hundredfold/hundredfold/internal/wire"
 	queryv1 "github.com/hundredfold/hundredfold/proto/query/v1"
-)
-
-const (
-	// bytesPerSample is what a sample takes in the engine's memory. What ingesters send
-	// for one query may take as much as the samples that max_query_samples allows,
-	// and minQueryBytes in any case, for labels and the rest of chunks.
-	bytesPerSample = 16
-	minQueryBytes  = 16 << 20
 )
 
 var errNoIngester = errors.New("no ingester of the cluster is known yet, so recent samples cannot be read: try again in a moment")
@@ -129,29 +120,6 @@ func (c *ClusterIngester) learnPlacements(ctx context.Context, client queryv1.Re
 	return nil
 }
 
-// allowance is what a query may receive. It is safe for concurrent use.
-type allowance struct {
-	tenant tenant.ID
-	limit  int   // samples; for the error
-	bytes  int64 // 0 is no bound
-	used   atomic.Int64
-}
-
-func newAllowance(id tenant.ID, limits tenant.Limits) *allowance {
-	a := &allowance{tenant: id, limit: limits.MaxQuerySamples}
-	if a.limit > 0 {
-		a.bytes = max(int64(a.limit)*bytesPerSample, minQueryBytes)
-	}
-	return a
-}
-
-func (a *allowance) charge(n int) error {
-	if used := a.used.Add(int64(n)); a.bytes > 0 && used > a.bytes {
-		return tooManySamples(a.tenant, a.limit, nil)
-	}
-	return nil
-}
-
 // answer is what was gathered for one call of a querier's method.
 type answer struct {
 	covered  covered
@@ -164,10 +132,10 @@ type answer struct {
 
 // clusterRecent is one query's hold on the ingesters: none but on what they sent.
 type clusterRecent[R reader] struct {
-	c         *ClusterIngester
-	id        tenant.ID
-	allowance *allowance
-	reader    func(*answer) R
+	c       *ClusterIngester
+	id      tenant.ID
+	account *account // is charged if there is none in a call's context
+	reader  func(*answer) R
 
 	running sync.WaitGroup
 	mu      struct {
@@ -179,14 +147,14 @@ type clusterRecent[R reader] struct {
 
 func (c *ClusterIngester) samples(id tenant.ID, _ timeRange) (recent[storage.Querier], error) {
 	return &clusterRecent[storage.Querier]{
-		c: c, id: id, allowance: newAllowance(id, c.limits(id)),
+		c: c, id: id, account: newAccount(id, c.limits(id)),
 		reader: func(a *answer) storage.Querier { return answeredSamples{answeredLabels{a}} },
 	}, nil
 }
 
 func (c *ClusterIngester) chunks(id tenant.ID, _ timeRange) (recent[storage.ChunkQuerier], error) {
 	return &clusterRecent[storage.ChunkQuerier]{
-		c: c, id: id, allowance: newAllowance(id, c.limits(id)),
+		c: c, id: id, account: newAccount(id, c.limits(id)),
 		reader: func(a *answer) storage.ChunkQuerier { return answeredChunks{answeredLabels{a}} },
 	}, nil
 }
@@ -323,12 +291,21 @@ func (r *clusterRecent[R]) askSeries(req *queryv1.SelectRequest) asking[part] {
 				continue
 			}
 			r.c.metrics.bytes.Add(float64(len(frame)))
-			if err := r.allowance.charge(len(frame)); err != nil {
+			if err := r.charge(ctx, len(frame)); err != nil {
 				return holding, got, err
 			}
 			got.frames = append(got.frames, frame)
 		}
 	}
+}
+
+// charge charges the query for what an ingester has sent, which stays until its end.
+func (r *clusterRecent[R]) charge(ctx context.Context, bytes int) error {
+	a := accountOf(ctx)
+	if a == nil {
+		a = r.account
+	}
+	return a.Hold(int64(bytes))
 }
 
 func (r *clusterRecent[R]) askLabels(ask request) asking[part] {
@@ -347,7 +324,7 @@ func (r *clusterRecent[R]) askLabels(ask request) asking[part] {
 			size += len(value)
 		}
 		r.c.metrics.bytes.Add(float64(size))
-		if err := r.allowance.charge(size); err != nil {
+		if err := r.charge(ctx, size); err != nil {
 			return holding, got, err
 		}
 		holding, err = wire.HoldingFromProto(message.GetHolding())

@@ -12,6 +12,8 @@ type metrics struct {
 	duration        *prometheus.HistogramVec
 	inFlight        prometheus.Gauge
 	queueWait       prometheus.Histogram
+	heldBytes       prometheus.Histogram
+	fetchedBytes    prometheus.Histogram
 	blocksVisible   prometheus.Gauge
 	blocksOpen      prometheus.Gauge
 	openFailures    prometheus.Counter
@@ -46,6 +48,16 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Help:    "How long queries waited for others of their tenant to end (limit max_concurrent_queries).",
 			Buckets: []float64{.01, .1, 1, 5, 20},
 		}),
+		heldBytes: f.NewHistogram(prometheus.HistogramOpts{
+			Name:    "hundredfold_querier_query_peak_bytes",
+			Help:    "Memory that a request to the query API held at most, by its account (limit max_query_bytes).",
+			Buckets: prometheus.ExponentialBuckets(1<<16, 8, 7),
+		}),
+		fetchedBytes: f.NewHistogram(prometheus.HistogramOpts{
+			Name:    "hundredfold_querier_query_fetched_bytes",
+			Help:    "Bytes that a request to the query API fetched from the object store (limit max_query_fetched_bytes).",
+			Buckets: prometheus.ExponentialBuckets(1<<16, 8, 7),
+		}),
 		blocksVisible: f.NewGauge(prometheus.GaugeOpts{
 			Name: "hundredfold_querier_blocks_visible",
 			Help: "Blocks in the bucket that queries read, of all tenants.",
@@ -79,6 +91,12 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Help: "How often the blocks of a tenant were listed in the bucket.",
 		}),
 	}
+}
+
+// observeAccount counts what a request took.
+func (m *metrics) observeAccount(a *account) {
+	m.heldBytes.Observe(float64(a.peak.Load()))
+	m.fetchedBytes.Observe(float64(a.fetched.Load()))
 }
 
 // observeView adds a metric of the age of the view of the bucket.

@@ -73,6 +73,8 @@ func (s *splitQuery) Exec(ctx context.Context) *promql.Result {
 	if len(pieces) < 2 {
 		return s.limitedQuery.Exec(ctx)
 	}
+	ctx = s.accounted(ctx)
+	accountOf(ctx).steps.Add(int64(s.steps.Steps(s.step)))
 	within, cancel := context.WithTimeout(ctx, s.limits.duration)
 	defer cancel()
 	s.cancel.Store(&cancel)
@@ -102,7 +104,8 @@ func (s *splitQuery) evaluate(ctx context.Context, pieces []timesplit.Range) (pr
 	for _, p := range run.done {
 		extents = append(extents, p.extent)
 	}
-	return assemble(extents), run.warnings(), nil
+	result, err := assemble(accountOf(ctx), extents)
+	return result, run.warnings(), err
 }
 
 // addStats adds what pieces have read. Steps and samples in them are counted as those of
@@ -235,7 +238,11 @@ func (s *splitQuery) evaluatePiece(ctx context.Context, steps timesplit.Range, l
 	case <-ctx.Done():
 		return piece{err: context.Cause(ctx)}
 	}
-	watch := &watch{Queryable: s.queryable}
+	account := accountOf(ctx).part()
+	defer account.release()
+	whole := ctx
+	ctx = withAccount(ctx, account)
+	watch := &watch{Queryable: charged{s.queryable}}
 	query, err := s.engines.of(limits).NewRangeQuery(ctx, watch, s.opts, s.String(), time.UnixMilli(steps.Start), time.UnixMilli(steps.End), time.Duration(s.step)*time.Millisecond)
 	if err != nil {
 		return piece{err: err}
@@ -250,6 +257,13 @@ func (s *splitQuery) evaluatePiece(ctx context.Context, steps timesplit.Range, l
 	}
 	matrix, err := result.Matrix()
 	if err != nil {
+		return piece{err: err}
+	}
+	points := int64(0)
+	for i := range matrix {
+		points += int64(len(matrix[i].Floats))
+	}
+	if err := accountOf(whole).Hold(points * bytesPerPoint); err != nil {
 		return piece{err: err}
 	}
 	p := piece{extent: extent{Range: steps}, warnings: result.Warnings, stats: *query.Stats().Samples}

@@ -51,7 +51,7 @@ func (w *twin) NewRangeQuery(ctx context.Context, q storage.Queryable, opts prom
 	if err != nil {
 		return w.Engine.NewRangeQuery(ctx, q, opts, qs, start, end, step)
 	}
-	split, ok := w.pieces.split(&limitedQuery{Query: query, tenant: alice, limits: limits}, q, opts).(*splitQuery)
+	split, ok := w.pieces.split(&limitedQuery{Query: query, tenant: alice, limits: limits, account: w.pieces.account(alice)}, q, opts).(*splitQuery)
 	if !ok {
 		return w.Engine.NewRangeQuery(ctx, q, opts, qs, start, end, step)
 	}
@@ -297,7 +297,7 @@ func TestPiecesMayHaveAllSamplesOfTheLimitOneAfterTheOther(t *testing.T) {
 	require.True(t, query.cut.Load())
 	most := 0
 	for _, p := range timesplit.Cut(query.steps, query.step, query.width) {
-		piece := query.evaluatePiece(as(alice), p, query.limits)
+		piece := query.evaluatePiece(query.accounted(as(alice)), p, query.limits)
 		require.NoError(t, piece.err)
 		most = max(most, piece.stats.PeakSamples)
 	}

@@ -36,6 +36,11 @@ type Limits struct {
 	MaxBucketBytes int64 `yaml:"max_bucket_bytes"`
 	// MaxQuerySamples bounds the samples that one query may hold in memory.
 	MaxQuerySamples int `yaml:"max_query_samples"`
+	// MaxQueryBytes bounds the memory that one query may hold, by its account: labels, chunks, what
+	// ingesters send, the points of the engine and of the result.
+	MaxQueryBytes int64 `yaml:"max_query_bytes"`
+	// MaxQueryFetchedBytes bounds what one query may fetch from the object store.
+	MaxQueryFetchedBytes int64 `yaml:"max_query_fetched_bytes"`
 	// MaxQueryDuration bounds how long one query may run.
 	MaxQueryDuration model.Duration `yaml:"max_query_duration"`
 	// MaxConcurrentQueries bounds the tenant's queries that run at once; more wait.
@@ -45,14 +50,18 @@ type Limits struct {
 // DefaultLimits returns the limits of a tenant that the configuration does not name.
 func DefaultLimits() Limits {
 	return Limits{
-		MaxSeries:            5_000_000,
-		MaxLabelsPerSeries:   64,
-		MaxLabelNameBytes:    1024,
-		MaxLabelValueBytes:   4096,
-		MaxExemplars:         10_000,
-		OutOfOrderWindow:     model.Duration(3 * time.Hour),
-		Retention:            model.Duration(365 * 24 * time.Hour),
-		MaxQuerySamples:      50_000_000,
+		MaxSeries:          5_000_000,
+		MaxLabelsPerSeries: 64,
+		MaxLabelNameBytes:  1024,
+		MaxLabelValueBytes: 4096,
+		MaxExemplars:       10_000,
+		OutOfOrderWindow:   model.Duration(3 * time.Hour),
+		Retention:          model.Duration(365 * 24 * time.Hour),
+		MaxQuerySamples:    50_000_000,
+		// 50 million samples are 800 MB in the engine; about as much again are their chunks and a result.
+		MaxQueryBytes: 2 << 30,
+		// Half of the pages that the querier keeps by default: one query shall not drive out those of all others.
+		MaxQueryFetchedBytes: 5 << 30,
 		MaxQueryDuration:     model.Duration(2 * time.Minute),
 		MaxConcurrentQueries: 20,
 	}
@@ -63,16 +72,18 @@ func (l Limits) Validate() error {
 	var errs []error
 	for _, f := range []struct {
 		key   string
-		value int
+		value int64
 	}{
-		{"max_series", l.MaxSeries},
-		{"shard_size", l.ShardSize},
-		{"max_labels_per_series", l.MaxLabelsPerSeries},
-		{"max_label_name_bytes", l.MaxLabelNameBytes},
-		{"max_label_value_bytes", l.MaxLabelValueBytes},
-		{"max_exemplars", l.MaxExemplars},
-		{"max_query_samples", l.MaxQuerySamples},
-		{"max_concurrent_queries", l.MaxConcurrentQueries},
+		{"max_series", int64(l.MaxSeries)},
+		{"shard_size", int64(l.ShardSize)},
+		{"max_labels_per_series", int64(l.MaxLabelsPerSeries)},
+		{"max_label_name_bytes", int64(l.MaxLabelNameBytes)},
+		{"max_label_value_bytes", int64(l.MaxLabelValueBytes)},
+		{"max_exemplars", int64(l.MaxExemplars)},
+		{"max_query_samples", int64(l.MaxQuerySamples)},
+		{"max_query_bytes", l.MaxQueryBytes},
+		{"max_query_fetched_bytes", l.MaxQueryFetchedBytes},
+		{"max_concurrent_queries", int64(l.MaxConcurrentQueries)},
 	} {
 		if f.value < 0 {
 			errs = append(errs, fmt.Errorf("%s: %d is below 0", f.key, f.value))
