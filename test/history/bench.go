@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"text/tabwriter"
 	"time"
@@ -25,36 +24,15 @@ const (
 // Each cold run is a process of its own, with an empty data directory. What the operating
 // system of the store has in memory stays there: the store's latency and bandwidth are those of the proxy.
 func bench(ctx context.Context, o options) (err error) {
-	if o.work == "" {
-		o.work = o.dir + "-work"
-	}
-	if err := os.RemoveAll(o.work); err != nil {
-		return err
-	}
-	if err := os.MkdirAll(o.work, 0o750); err != nil {
-		return err
-	}
-	defer func() {
-		if err == nil {
-			err = os.RemoveAll(o.work) // a failed one is kept, for its logs
-		}
-	}()
-	if err := generate(ctx, o); err != nil {
-		return err
-	}
 	queries, err := yearQueries(o.history)
 	if err != nil {
 		return err
 	}
-	// What runs on the bucket writes into it, so it gets a copy.
-	if err := linkTree(o.dir, filepath.Join(bucketDir(o.work), "default")); err != nil {
-		return err
-	}
-	store, err := startStore(ctx, o, o.work, "127.0.0.1:0")
+	store, finish, err := prepare(ctx, o)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, store.stop()) }()
+	defer func() { err = finish(err) }()
 	if err := settle(ctx, o, store); err != nil {
 		return err
 	}

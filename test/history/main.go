@@ -46,8 +46,10 @@ type options struct {
 func command(ctx context.Context, args []string) error {
 	commands := map[string]func(context.Context, options) error{
 		"bench":    bench,
+		"compact":  compact,
 		"generate": generate,
 		"serve":    serve,
+		"start":    start,
 	}
 	names := make([]string, 0, len(commands))
 	for name := range commands {
@@ -89,6 +91,9 @@ func parse(name string, args []string) (options, error) {
 	set.BoolVar(&h.Plain, "plain", false, "take the series that loadgen sends, instead of the mix of the measured queries")
 	if err := set.Parse(args); err != nil {
 		return o, err
+	}
+	if o.work == "" {
+		o.work = o.dir + "-work"
 	}
 	var errs [3]error
 	h.Start, errs[0] = time.Parse(time.RFC3339, from)

@@ -25,6 +25,9 @@ import (
 // are merged from.
 const headBlock = 2 * time.Hour
 
+// maxSampleBytes is more than what a sample takes.
+const maxSampleBytes = 40
+
 // blockWriter writes one block. It is for one goroutine.
 type blockWriter struct {
 	cfg        Config
@@ -40,7 +43,7 @@ type blockWriter struct {
 func (b *blockWriter) write(ctx context.Context, dir string) (samples uint64, err error) {
 	id := b.id(b.maxt, 0)
 	target := filepath.Join(dir, id.String())
-	if n, err := samplesOf(target); err == nil || !errors.Is(err, fs.ErrNotExist) {
+	if n, err := Samples(target); err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return n, err
 	}
 	temporary := filepath.Join(dir, id.String()+".tmp-for-creation") // Prometheus removes such folders
@@ -63,8 +66,8 @@ func (b *blockWriter) write(ctx context.Context, dir string) (samples uint64, er
 	return b.stats.NumSamples, nil
 }
 
-// samplesOf returns how many samples the block in dir has.
-func samplesOf(dir string) (uint64, error) {
+// Samples returns how many samples the block in dir has, by its meta.json.
+func Samples(dir string) (uint64, error) {
 	text, err := os.ReadFile(filepath.Join(dir, "meta.json"))
 	if err != nil {
 		return 0, err
@@ -88,7 +91,10 @@ func (b *blockWriter) id(at int64, part uint64) ulid.ULID {
 }
 
 func (b *blockWriter) writeData(ctx context.Context, dir string) (err error) {
-	cw, err := chunks.NewWriter(filepath.Join(dir, "chunks"))
+	// The writer allocates a whole segment at once: half a GiB for a block of a few bytes.
+	ticks := int64(b.cfg.Block / b.cfg.Interval)
+	segment := min(chunks.DefaultChunkSegmentSize, int64(len(b.series))*ticks*maxSampleBytes+1<<20)
+	cw, err := chunks.NewWriter(filepath.Join(dir, "chunks"), chunks.WithSegmentSize(segment))
 	if err != nil {
 		return err
 	}
