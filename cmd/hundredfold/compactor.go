@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/hundredfold/hundredfold/compactor"
+	"github.com/hundredfold/hundredfold/internal/backlog"
 	"github.com/hundredfold/hundredfold/internal/cluster"
 )
 
@@ -29,7 +30,17 @@ func (p *process) startCompactor(s *starter, c *components) error {
 	if err != nil {
 		return fmt.Errorf("start the compactor: %w", err)
 	}
+	p.compactor.Store(comp)
 	c.compactor = s.start("compactor", comp.Run)
 	c.copying = s.start("copy of the previous bucket", func(ctx context.Context) error { return p.store.RunCopy(ctx, deps.Owns) })
 	return nil
+}
+
+// compactorStatus is a ui.Deps.Compactor.
+func (p *process) compactorStatus() (backlog.Status, bool) {
+	comp := p.compactor.Load()
+	if comp == nil {
+		return backlog.Status{}, false
+	}
+	return comp.Status(), true
 }

@@ -8,11 +8,13 @@ import (
 	"log/slog"
 	"net/http"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"github.com/hundredfold/hundredfold/compactor"
 	"github.com/hundredfold/hundredfold/distributor"
 	"github.com/hundredfold/hundredfold/ingester"
 	"github.com/hundredfold/hundredfold/internal/blockstore"
@@ -41,6 +43,8 @@ type process struct {
 	holdings  holdings
 	// member is nil in a process that is alone.
 	member *membership
+	// compactor is for its page, which is served before it has started.
+	compactor atomic.Pointer[compactor.Compactor]
 }
 
 func (p *process) has(role cluster.Role) bool { return slices.Contains(p.roles, role) }
@@ -243,6 +247,9 @@ func (p *process) addRoutes() error {
 	if p.member != nil {
 		deps.Cluster = p.member.status
 	}
+	if p.has(cluster.RoleCompactor) {
+		deps.Compactor = p.compactorStatus
+	}
 	pages, err := ui.New(ui.Config{
 		Version:        version(),
 		Role:           roleNames(p.roles),
@@ -255,6 +262,7 @@ func (p *process) addRoutes() error {
 	}
 	p.server.Handle("GET /{$}", pages.Home())
 	p.server.Handle("GET /graph", pages.Graph())
+	p.server.Handle("GET /compactor", pages.Compactor())
 	p.server.Handle("GET /ui/", pages.Static("/ui/"))
 	// A page of another origin that a browser shows must not reload anything.
 	p.server.Handle("/-/reload", http.NewCrossOriginProtection().Handler(p.reloader))

@@ -43,8 +43,8 @@ func wantsPage(r *http.Request) bool {
 func (u *UI) writeJSON(w http.ResponseWriter, value any) {
 	body, err := json.MarshalIndent(value, "", "  ")
 	if err != nil {
-		u.deps.Logger.Error("The state of the cluster cannot be written as JSON.", "err", err)
-		http.Error(w, "the state of the cluster cannot be written as JSON; the log of the server has the details", http.StatusInternalServerError)
+		u.deps.Logger.Error("A state cannot be written as JSON.", "err", err)
+		http.Error(w, "it cannot be written as JSON; the log of the server has the details", http.StatusInternalServerError)
 		return
 	}
 	setHeaders(w)

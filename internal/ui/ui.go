@@ -1,7 +1,7 @@
 // Package ui is the pages that a person sees: "/", which says what runs, what
 // it holds and how to point Prometheus and Grafana at it, "/graph", which
-// runs a query and draws it, and "/cluster", which says who belongs to the cluster
-// and how it fares. They use nothing but what is in the binary, and no
+// runs a query and draws it, "/cluster", which says who belongs to the cluster
+// and how it fares, and "/compactor", which says the same of compaction. They use nothing but what is in the binary, and no
 // markup or script in them is built from data.
 //
 // It is no dashboard: Grafana is.
@@ -21,6 +21,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/hundredfold/hundredfold/internal/backlog"
 	"github.com/hundredfold/hundredfold/internal/cluster"
 	"github.com/hundredfold/hundredfold/internal/tenant"
 )
@@ -61,7 +62,10 @@ type Deps struct {
 	Waiting func() (reason string, waiting bool)
 	// Cluster is nil in a process that is no node of a cluster.
 	Cluster func() cluster.Status
-	Logger  *slog.Logger
+	// Compactor is nil in a process without one. It MAY return ok false before that has
+	// started.
+	Compactor func() (s backlog.Status, ok bool)
+	Logger    *slog.Logger
 }
 
 // UI serves the pages. Safe for concurrent use.
@@ -102,7 +106,8 @@ func (u *UI) Graph() http.Handler {
 			Config
 			TenantHeader string
 			Clustered    bool
-		}{u.cfg, tenant.Header, u.deps.Cluster != nil})
+			Compacts     bool
+		}{u.cfg, tenant.Header, u.deps.Cluster != nil, u.deps.Compactor != nil})
 	})
 }
 
@@ -145,6 +150,7 @@ func (u *UI) render(w http.ResponseWriter, name string, data any) {
 type home struct {
 	Config
 	Clustered bool
+	Compacts  bool
 	Uptime    string
 	Ready     bool
 	Reason    string
@@ -161,7 +167,7 @@ type snippet struct {
 }
 
 func (u *UI) home(r *http.Request) home {
-	h := home{Config: u.cfg, Clustered: u.deps.Cluster != nil, Uptime: duration(time.Since(u.cfg.Started)), Snippets: u.snippets(r)}
+	h := home{Config: u.cfg, Clustered: u.deps.Cluster != nil, Compacts: u.deps.Compactor != nil, Uptime: duration(time.Since(u.cfg.Started)), Snippets: u.snippets(r)}
 	var waiting bool
 	h.Reason, waiting = u.deps.Waiting()
 	h.Ready = !waiting
