@@ -15,6 +15,7 @@ import (
 	"github.com/hundredfold/hundredfold/internal/blockstore"
 	"github.com/hundredfold/hundredfold/internal/blockstream"
 	"github.com/hundredfold/hundredfold/internal/blockwriter"
+	"github.com/hundredfold/hundredfold/internal/remoteblock"
 	"github.com/hundredfold/hundredfold/internal/tenant"
 )
 
@@ -61,6 +62,10 @@ func (c *Compactor) compact(ctx context.Context, id tenant.ID, job compaction) (
 		return c.discard(ctx, id, inputs)
 	}
 	for _, output := range outputs {
+		// Before the block, so that its first reader finds it. Nothing needs it.
+		if err := remoteblock.WriteSidecar(ctx, c.store, id, output); err != nil {
+			c.logger.Warn("a block goes to the bucket without its sidecar; the first query for it takes longer", "tenant", id, "err", err)
+		}
 		if err := c.store.Upload(ctx, id, output); err != nil {
 			return err
 		}

@@ -16,6 +16,8 @@ import (
 
 	"github.com/oklog/ulid/v2"
 	"github.com/prometheus/prometheus/tsdb"
+
+	"github.com/hundredfold/hundredfold/internal/remoteblock"
 )
 
 const (
@@ -184,6 +186,10 @@ const uploadTimeout = 15 * time.Minute
 func (t *tenantDB) upload(ctx context.Context, dir string) error {
 	ctx, cancel := context.WithTimeout(ctx, uploadTimeout)
 	defer cancel()
+	// Before the block, so that its first reader finds it. Nothing needs it.
+	if err := remoteblock.WriteSidecar(ctx, t.ing.deps.Store, t.id, dir); err != nil {
+		t.ing.logger.Warn("A block goes to the bucket without its sidecar; the first query for it takes longer", "tenant", t.id, "err", err)
+	}
 	return t.ing.deps.Store.Upload(ctx, t.id, dir)
 }
 

@@ -78,7 +78,6 @@ func newRig(t testing.TB, opt rigOption) *rig {
 	}
 	r.Querier, err = New(cfg, opt.edge, r.store, func(tenant.ID) tenant.Limits { return *r.limits }, slog.New(slog.DiscardHandler), r.registry)
 	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, r.blocks.close()) })
 	return r
 }
 
@@ -86,7 +85,7 @@ func newRig(t testing.TB, opt rigOption) *rig {
 func (r *rig) refresh() {
 	r.t.Helper()
 	require.NoError(r.t, r.views.refresh(context.Background()))
-	require.NoError(r.t, r.blocks.trim(r.views.current.Load()))
+	require.NoError(r.t, r.trimBlocks(r.views.current.Load()))
 }
 
 // upload puts a block of these series into the bucket.

@@ -26,6 +26,7 @@ import (
 	"github.com/prometheus/prometheus/tsdb"
 
 	"github.com/hundredfold/hundredfold/internal/blockstore"
+	"github.com/hundredfold/hundredfold/internal/remoteblock"
 	"github.com/hundredfold/hundredfold/internal/tenant"
 )
 
@@ -52,8 +53,12 @@ type Config struct {
 	// 15m. A block that nobody tells of is read at most this much after its index has it.
 	RefreshInterval model.Duration `yaml:"refresh_interval"`
 
-	// Dir takes copies of blocks from buckets that are not local. It belongs to
-	// the Querier alone.
+	// CacheBytes bounds what is kept on disk of blocks in a bucket that is not on this
+	// machine: at least 64 MiB.
+	CacheBytes int64 `yaml:"cache_bytes"`
+
+	// Dir takes the parts of blocks that queries have read. It belongs to the Querier
+	// alone.
 	Dir string `yaml:"-"`
 	// AdminAPI serves the routes that delete. Queries then fail while the querier cannot
 	// learn what was deleted.
@@ -69,9 +74,13 @@ type Config struct {
 	Operator tenant.ID `yaml:"-"`
 }
 
+// minCacheBytes is the least that CacheBytes can be: with less, a query would drive out
+// what it has just read itself.
+const minCacheBytes = 64 << 20
+
 // Default returns the configuration of a Querier that the user does not name.
 func Default() Config {
-	return Config{RefreshInterval: model.Duration(30 * time.Second)}
+	return Config{RefreshInterval: model.Duration(30 * time.Second), CacheBytes: 10 << 30}
 }
 
 // Validate reports all faults of c.
@@ -79,6 +88,9 @@ func (c Config) Validate() error {
 	var errs []error
 	if d := time.Duration(c.RefreshInterval); d < time.Second || d > 15*time.Minute {
 		errs = append(errs, fmt.Errorf("refresh_interval: %s is outside 1s to 15m", c.RefreshInterval))
+	}
+	if c.CacheBytes < minCacheBytes {
+		errs = append(errs, fmt.Errorf("cache_bytes: %d is less than %d", c.CacheBytes, minCacheBytes))
 	}
 	if c.Dir == "" {
 		errs = append(errs, errors.New("dir: it is empty"))
@@ -94,7 +106,7 @@ type Querier struct {
 	logger  *slog.Logger
 	metrics *metrics
 	views   *views
-	blocks  *blockPool
+	blocks  *remoteblock.Pool
 	engines *engines
 	gate    *gate
 	started time.Time
@@ -111,6 +123,10 @@ func New(cfg Config, edge Edge, store *blockstore.Store, limits tenant.LimitsFun
 		logger = slog.New(slog.DiscardHandler)
 	}
 	m := newMetrics(reg)
+	blocks, err := remoteblock.New(remoteblock.Config{Dir: cfg.Dir, CacheBytes: cfg.CacheBytes}, store, logger, reg)
+	if err != nil {
+		return nil, fmt.Errorf("querier: %w", err)
+	}
 	q := &Querier{
 		cfg:     cfg,
 		edge:    edge,
@@ -118,7 +134,7 @@ func New(cfg Config, edge Edge, store *blockstore.Store, limits tenant.LimitsFun
 		logger:  logger,
 		metrics: m,
 		views:   newViews(store, limits, cfg.AdminAPI, logger, m),
-		blocks:  newBlockPool(cfg.Dir, store, logger, m),
+		blocks:  blocks,
 		engines: newEngines(limits, logger),
 		gate:    newGate(),
 		started: time.Now(),
@@ -129,17 +145,20 @@ func New(cfg Config, edge Edge, store *blockstore.Store, limits tenant.LimitsFun
 	return q, nil
 }
 
-// Run keeps the view of the bucket fresh until ctx ends. Then it closes the
-// blocks; one that a query still reads is closed at the query's end.
+// Run keeps the view of the bucket fresh until ctx ends. Queries that run then go on
+// reading blocks until they end.
 func (q *Querier) Run(ctx context.Context) error {
-	if err := q.blocks.adopt(); err != nil {
-		return fmt.Errorf("querier: look for copies of blocks in %s: %w", q.cfg.Dir, err)
+	if err := removeCopies(q.cfg.Dir); err != nil {
+		q.logger.Warn("Copies of blocks that an earlier release has made could not be removed", "dir", q.cfg.Dir, "err", err)
+	}
+	if err := q.blocks.Prepare(); err != nil {
+		return fmt.Errorf("querier: %w", err)
 	}
 	var deletions sync.WaitGroup
 	deletions.Go(func() { q.keepDeletions(ctx) })
 	q.keepFresh(ctx)
 	deletions.Wait()
-	return q.blocks.close()
+	return nil
 }
 
 // Ready returns nil once the bucket has been listed and somebody is known who has the

@@ -538,8 +538,8 @@ func (q *Querier) keepFresh(ctx context.Context) {
 			}
 		}
 		if view := q.views.current.Load(); view != nil {
-			if err := q.blocks.trim(view); err != nil {
-				q.logger.Warn("A block that is no longer read could not be removed; its files stay until the next start", "err", err)
+			if err := q.trimBlocks(view); err != nil {
+				q.logger.Warn("What is on disk of blocks that are no longer read could not be removed", "err", err)
 			}
 		}
 	}

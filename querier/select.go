@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -13,16 +14,14 @@ import (
 	"github.com/prometheus/prometheus/storage"
 	"github.com/prometheus/prometheus/tsdb"
 	"github.com/prometheus/prometheus/util/annotations"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/hundredfold/hundredfold/internal/blockstore"
-	"github.com/hundredfold/hundredfold/internal/externallabels"
 	"github.com/hundredfold/hundredfold/internal/mask"
 	"github.com/hundredfold/hundredfold/internal/tenant"
 )
 
-// openers is how many blocks one query opens at once.
-const openers = 4
+// maxTime is later than any sample, in ms.
+const maxTime = math.MaxInt64
 
 var (
 	errQuerierClosed = errors.New("BUG: a querier is used after Close")
@@ -60,44 +59,48 @@ type session[R reader] struct {
 	ofBlock  func(tsdb.BlockReader, int64, int64) (R, error)
 	mask     func(R, []mask.Filter) R
 
-	// mu makes the calls of one query wait for each other while blocks are opened:
-	// they all need them.
-	mu struct {
+	// background counts the goroutines that read blocks for Selects.
+	background sync.WaitGroup
+	mu         struct {
 		sync.Mutex
-		tenant tenant.ID // "": nothing is open
-		edge   recent[R]
-		view   *tenantView // the last one; nil: none yet
-		blocks map[ulid.ULID]openReader[R]
-		closed bool
+		tenant  tenant.ID // "": nothing is open
+		edge    recent[R]
+		view    *tenantView // the last one; nil: none yet
+		blocks  map[ulid.ULID]*openBlock
+		cancels []context.CancelFunc // of Selects
+		closers []func() error       // of readers of blocks
+		closed  bool
 	}
 }
 
-type openReader[R reader] struct {
-	reader  R
-	release func() error
+// holders is what has the samples that a call needs.
+type holders[R reader] struct {
+	recent R
+	blocks []blockstore.Block // by MinTime
+	view   *tenantView        // that the blocks are of
 }
 
 func newSession[R reader](q *Querier, within timeRange, ofRecent func(tenant.ID, timeRange) (recent[R], error), ofBlock func(tsdb.BlockReader, int64, int64) (R, error), masked func(R, []mask.Filter) R) *session[R] {
 	s := &session[R]{q: q, timeRange: within, ofRecent: ofRecent, ofBlock: ofBlock, mask: masked}
-	s.mu.blocks = map[ulid.ULID]openReader[R]{}
+	s.mu.blocks = map[ulid.ULID]*openBlock{}
 	return s
 }
 
 // begin begins to read what a call needs of ctx's tenant. wait returns what holds it;
-// the readers belong to the session.
-func (s *session[R]) begin(ctx context.Context, ask request) (wait func() ([]R, error)) {
+// the reader of recent samples belongs to the session.
+func (s *session[R]) begin(ctx context.Context, ask request) (wait func() (holders[R], error)) {
 	ask.mint, ask.maxt = max(ask.mint, s.mint), min(ask.maxt, s.maxt)
 	id, err := tenant.FromContext(ctx)
 	if err == nil {
 		err = s.start(id)
 	}
 	if err != nil {
-		return func() ([]R, error) { return nil, reported(ctx, err) }
+		return func() (holders[R], error) { return holders[R]{}, reported(ctx, err) }
 	}
 	edge := s.mu.edge.begin(ctx, ask)
-	return func() ([]R, error) {
-		readers, err := s.readers(ctx, ask, edge)
-		return readers, reported(ctx, err)
+	return func() (holders[R], error) {
+		found, err := s.holders(ctx, ask, edge)
+		return found, reported(ctx, err)
 	}
 }
 
@@ -121,91 +124,78 @@ func (s *session[R]) start(id tenant.ID) error {
 	return nil
 }
 
-// readers waits for the recent samples and opens the blocks that hold the others.
-func (s *session[R]) readers(ctx context.Context, ask request, edge func() (R, covered, error)) ([]R, error) {
+// holders waits for the recent samples, and finds the blocks that hold the others.
+func (s *session[R]) holders(ctx context.Context, ask request, edge func() (R, covered, error)) (found holders[R], err error) {
 	// The order matters. An ingester drops a block once queriers read the bucket's
 	// copy. If it has dropped one before it was asked, the view that is loaded after
 	// that has the block: so no gap. Samples that both have are merged.
 	recent, covered, err := edge()
 	if err != nil {
-		return nil, err
+		return found, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.mu.closed {
-		return nil, errQuerierClosed
+		return found, errQuerierClosed
 	}
 	if s.mu.view == nil || !covered.snapshot {
 		if s.mu.view, err = s.q.views.viewFor(ctx, s.mu.tenant, covered.check); err != nil {
-			return nil, err
+			return found, err
 		}
 	}
 	blocks := slices.DeleteFunc(s.mu.view.overlapping(ask.mint, ask.maxt), func(b blockstore.Block) bool { return covered.has(&b.Meta) })
-	if err := s.openLocked(ctx, blocks); err != nil {
-		return nil, err
-	}
-	readers := []R{s.mask(recent, s.mu.view.deletions.Recent())}
-	for i := range blocks {
-		readers = append(readers, s.mu.blocks[blocks[i].Meta.ULID].reader)
-	}
-	return readers, nil
+	return holders[R]{s.mask(recent, s.mu.view.deletions.Recent()), blocks, s.mu.view}, nil
 }
 
-// openLocked opens those of the blocks that are not open in this session. What it
-// has opened before an error belongs to the session.
-func (s *session[R]) openLocked(ctx context.Context, blocks []blockstore.Block) error {
-	missing := slices.DeleteFunc(slices.Clone(blocks), func(b blockstore.Block) bool {
-		_, ok := s.mu.blocks[b.Meta.ULID]
-		return ok
-	})
-	opened := make([]*openReader[R], len(missing))
-	group, groupCtx := errgroup.WithContext(ctx)
-	group.SetLimit(openers)
-	for i := range missing {
-		group.Go(func() (err error) {
-			opened[i], err = s.open(groupCtx, s.mu.tenant, &missing[i])
-			return err
-		})
-	}
-	err := group.Wait()
-	for i, o := range opened {
-		if o != nil {
-			s.mu.blocks[missing[i].Meta.ULID] = *o
-		}
-	}
-	return err
-}
-
-func (s *session[R]) open(ctx context.Context, id tenant.ID, b *blockstore.Block) (*openReader[R], error) {
-	block, release, err := s.q.blocks.acquire(ctx, id, &b.Meta)
-	if err != nil {
-		if errors.Is(err, blockstore.ErrBlockNotFound) {
-			s.q.views.hint(id) // the view is out of date: the next query shall have a better one
-		}
-		return nil, err
-	}
-	r, err := s.ofBlock(mask.Block(externallabels.Add(block, b.Extension.ExternalLabels), s.mu.view.filters(b)...), s.mint, s.maxt)
-	if err != nil {
-		key := blockKey{tenant: id, block: b.Meta.ULID}
-		return nil, errors.Join(&blockError{key: key, err: err}, release())
-	}
-	return &openReader[R]{reader: r, release: release}, nil
-}
-
-// Close closes everything that the session has opened. Only the first call counts.
-func (s *session[R]) Close() error {
+// inBackground calls f at once, for a Select whose result is waited for later; the
+// session's end ends it.
+func (s *session[R]) inBackground(ctx context.Context, f func(ctx context.Context)) {
+	ctx, cancel := context.WithCancel(ctx)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.mu.closed {
+		cancel()
+	}
+	s.mu.cancels = append(s.mu.cancels, cancel)
+	s.background.Go(func() { f(ctx) })
+}
+
+// closeLater calls f when the session is closed.
+func (s *session[R]) closeLater(f func() error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mu.closers = append(s.mu.closers, f)
+}
+
+// Close ends all that the session has begun, and closes what it has opened. Only the
+// first call counts.
+func (s *session[R]) Close() error {
+	s.mu.Lock()
+	if s.mu.closed {
+		s.mu.Unlock()
 		return nil
 	}
 	s.mu.closed = true
+	for _, cancel := range s.mu.cancels {
+		cancel()
+	}
+	s.mu.Unlock()
+	s.background.Wait()
+
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	var errs []error
 	if s.mu.tenant != "" {
 		errs = append(errs, s.mu.edge.close())
 	}
-	for _, o := range s.mu.blocks {
-		errs = append(errs, o.reader.Close(), o.release())
+	for _, f := range s.mu.closers {
+		errs = append(errs, f())
+	}
+	for _, b := range s.mu.blocks {
+		if b.reader != nil {
+			errs = append(errs, b.reader.Close())
+			s.q.metrics.blocksOpen.Dec()
+		}
 	}
 	return errors.Join(errs...)
 }
@@ -228,27 +218,85 @@ func (s *session[R]) ofLabels(kind requestKind, name string, hints *storage.Labe
 	return ask
 }
 
-func (s *session[R]) labelValues(ctx context.Context, merge func([]R) storage.LabelQuerier, name string, hints *storage.LabelHints, matchers []*labels.Matcher) ([]string, annotations.Annotations, error) {
-	readers, err := s.begin(ctx, s.ofLabels(labelValues, name, hints, matchers))()
-	if err != nil {
-		return nil, nil, err
-	}
-	values, warnings, err := merge(readers).LabelValues(ctx, name, hints, matchers...)
-	return values, warnings, causeOf(ctx, err)
+func (s *session[R]) labelValues(ctx context.Context, name string, hints *storage.LabelHints, matchers []*labels.Matcher) ([]string, annotations.Annotations, error) {
+	return s.labelCall(ctx, s.ofLabels(labelValues, name, hints, matchers), func(ctx context.Context, r R) ([]string, annotations.Annotations, error) {
+		return r.LabelValues(ctx, name, hints, slices.Clone(matchers)...)
+	})
 }
 
-func (s *session[R]) labelNames(ctx context.Context, merge func([]R) storage.LabelQuerier, hints *storage.LabelHints, matchers []*labels.Matcher) ([]string, annotations.Annotations, error) {
-	readers, err := s.begin(ctx, s.ofLabels(labelNames, "", hints, matchers))()
+func (s *session[R]) labelNames(ctx context.Context, hints *storage.LabelHints, matchers []*labels.Matcher) ([]string, annotations.Annotations, error) {
+	return s.labelCall(ctx, s.ofLabels(labelNames, "", hints, matchers), func(ctx context.Context, r R) ([]string, annotations.Annotations, error) {
+		return r.LabelNames(ctx, hints, slices.Clone(matchers)...)
+	})
+}
+
+// labelCall makes a call of labels to all that have some, and merges what they say.
+func (s *session[R]) labelCall(ctx context.Context, ask request, call func(context.Context, R) ([]string, annotations.Annotations, error)) ([]string, annotations.Annotations, error) {
+	found, err := s.begin(ctx, ask)()
 	if err != nil {
 		return nil, nil, err
 	}
-	names, warnings, err := merge(readers).LabelNames(ctx, hints, matchers...)
-	// Prometheus's API encodes the names after it has closed the querier, when the
-	// mapped memory that they may lie in is gone.
-	for i, name := range names {
-		names[i] = strings.Clone(name)
+	all, warnings, err := call(ctx, found.recent)
+	if err != nil {
+		return nil, nil, causeOf(ctx, err)
 	}
-	return names, warnings, causeOf(ctx, err)
+	// Prometheus's API encodes them after it has closed the querier, when the mapped memory
+	// that those of the ingester may lie in is gone.
+	all = slices.Clone(all)
+	for i, text := range all {
+		all[i] = strings.Clone(text)
+	}
+	ofBlocks, err := labelsOfBlocks(ctx, s, found, ask, func(ctx context.Context, r R) ([]string, error) {
+		values, _, err := call(ctx, r)
+		return values, err
+	})
+	if err != nil {
+		return nil, nil, reported(ctx, err)
+	}
+	for _, some := range ofBlocks {
+		all = append(all, some...)
+	}
+	slices.Sort(all)
+	all = slices.Compact(all)
+	if ask.limit > 0 && len(all) > ask.limit {
+		all = all[:ask.limit]
+	}
+	return all, warnings, nil
+}
+
+// selectFrom begins to select series, and returns the merged set of all that have
+// some. begin selects from one.
+func selectFrom[R reader, T labelled](ctx context.Context, s *session[R], hints *storage.SelectHints, matchers []*labels.Matcher,
+	begin func(context.Context, R, *storage.SelectHints, []*labels.Matcher) seriesSet[T], merge func([]fragment[T]) T,
+) *awaited[T] {
+	ask := request{timeRange: s.span(hints), hints: hints, matchers: matchers}
+	wait := s.begin(ctx, ask)
+	set := &awaited[T]{ctx: ctx, ready: make(chan struct{})}
+	ask.mint, ask.maxt = max(ask.mint, s.mint), min(ask.maxt, s.maxt)
+	s.inBackground(ctx, func(background context.Context) {
+		defer close(set.ready)
+		found, err := wait()
+		if err != nil {
+			set.err = err
+			return
+		}
+		sources, err := selectBlocks(background, s, found, ask, func(r R, hints *storage.SelectHints, ms []*labels.Matcher) seriesSet[T] {
+			return begin(background, r, hints, ms)
+		})
+		if err != nil {
+			set.err = reported(ctx, err)
+			return
+		}
+		limit := 0
+		if hints != nil {
+			limit = hints.Limit
+		}
+		set.open = func() seriesSet[T] {
+			recent := &seriesSource[T]{set: begin(ctx, found.recent, hints, slices.Clone(matchers)), recent: true, order: len(sources)}
+			return newMergedSet(append(sources, recent), limit, merge)
+		}
+	})
+	return set
 }
 
 type sampleQuerier struct {
@@ -256,20 +304,11 @@ type sampleQuerier struct {
 	listing listing
 }
 
-func mergeSamples(readers []storage.Querier) storage.Querier {
-	// All are primaries: an error of a secondary would be a mere warning.
-	return storage.NewMergeQuerier(readers, nil, storage.ChainedSeriesMerge)
-}
-
-func (q *sampleQuerier) Select(ctx context.Context, sortSeries bool, hints *storage.SelectHints, matchers ...*labels.Matcher) storage.SeriesSet {
-	wait := q.begin(ctx, request{timeRange: q.span(hints), hints: hints, matchers: matchers})
-	set := &awaited[storage.Series, storage.SeriesSet]{ctx: ctx, open: func() (storage.SeriesSet, error) {
-		readers, err := wait()
-		if err != nil {
-			return nil, err
-		}
-		return mergeSamples(readers).Select(ctx, sortSeries, hints, matchers...), nil
-	}}
+func (q *sampleQuerier) Select(ctx context.Context, _ bool, hints *storage.SelectHints, matchers ...*labels.Matcher) storage.SeriesSet {
+	begin := func(ctx context.Context, r storage.Querier, hints *storage.SelectHints, ms []*labels.Matcher) seriesSet[storage.Series] {
+		return r.Select(ctx, true, hints, ms...) // sorted, to be merged
+	}
+	set := selectFrom(ctx, q.session, hints, matchers, begin, concatSamples)
 	if hints != nil && hints.Func == seriesFunc {
 		return q.listing.bound(set)
 	}
@@ -277,91 +316,79 @@ func (q *sampleQuerier) Select(ctx context.Context, sortSeries bool, hints *stor
 }
 
 func (q *sampleQuerier) LabelValues(ctx context.Context, name string, hints *storage.LabelHints, matchers ...*labels.Matcher) ([]string, annotations.Annotations, error) {
-	merge := func(readers []storage.Querier) storage.LabelQuerier { return mergeSamples(readers) }
-	return q.labelValues(ctx, merge, name, hints, matchers)
+	return q.labelValues(ctx, name, hints, matchers)
 }
 
 func (q *sampleQuerier) LabelNames(ctx context.Context, hints *storage.LabelHints, matchers ...*labels.Matcher) ([]string, annotations.Annotations, error) {
-	merge := func(readers []storage.Querier) storage.LabelQuerier { return mergeSamples(readers) }
-	return q.labelNames(ctx, merge, hints, matchers)
+	return q.labelNames(ctx, hints, matchers)
 }
 
 type chunkQuerier struct {
 	*session[storage.ChunkQuerier]
 }
 
-func mergeChunks(readers []storage.ChunkQuerier) storage.ChunkQuerier {
-	merge := storage.NewCompactingChunkSeriesMerger(storage.ChainedSeriesMerge)
-	return storage.NewMergeChunkQuerier(readers, nil, merge)
-}
-
-func (q *chunkQuerier) Select(ctx context.Context, sortSeries bool, hints *storage.SelectHints, matchers ...*labels.Matcher) storage.ChunkSeriesSet {
-	wait := q.begin(ctx, request{timeRange: q.span(hints), hints: hints, matchers: matchers})
-	return &awaited[storage.ChunkSeries, storage.ChunkSeriesSet]{ctx: ctx, open: func() (storage.ChunkSeriesSet, error) {
-		readers, err := wait()
-		if err != nil {
-			return nil, err
-		}
-		return mergeChunks(readers).Select(ctx, sortSeries, hints, matchers...), nil
-	}}
+func (q *chunkQuerier) Select(ctx context.Context, _ bool, hints *storage.SelectHints, matchers ...*labels.Matcher) storage.ChunkSeriesSet {
+	begin := func(ctx context.Context, r storage.ChunkQuerier, hints *storage.SelectHints, ms []*labels.Matcher) seriesSet[storage.ChunkSeries] {
+		return r.Select(ctx, true, hints, ms...)
+	}
+	return selectFrom(ctx, q.session, hints, matchers, begin, concatChunks)
 }
 
 func (q *chunkQuerier) LabelValues(ctx context.Context, name string, hints *storage.LabelHints, matchers ...*labels.Matcher) ([]string, annotations.Annotations, error) {
-	merge := func(readers []storage.ChunkQuerier) storage.LabelQuerier { return mergeChunks(readers) }
-	return q.labelValues(ctx, merge, name, hints, matchers)
+	return q.labelValues(ctx, name, hints, matchers)
 }
 
 func (q *chunkQuerier) LabelNames(ctx context.Context, hints *storage.LabelHints, matchers ...*labels.Matcher) ([]string, annotations.Annotations, error) {
-	merge := func(readers []storage.ChunkQuerier) storage.LabelQuerier { return mergeChunks(readers) }
-	return q.labelNames(ctx, merge, hints, matchers)
+	return q.labelNames(ctx, hints, matchers)
 }
 
-// awaited is a series set that is waited for when it is first looked at, so that all
-// selectors of an expression are read at the same time. It ends with an error when ctx
-// does, and says why.
-type awaited[T any, S interface {
-	comparable
-	Next() bool
-	At() T
-	Err() error
-	Warnings() annotations.Annotations
-}] struct {
-	ctx  context.Context //nolint:containedctx // the context of one Select, for the life of its result
-	open func() (S, error)
-	set  S // nil until it was opened
-	err  error
+// awaited is a series set that is prepared in the background, so that all selectors of an
+// expression are read at the same time, and waited for when it is first looked at. It
+// ends with an error when ctx does, and says why.
+type awaited[T labelled] struct {
+	ctx   context.Context //nolint:containedctx // the context of one Select, for the life of its result
+	ready chan struct{}   // closed once err or open is set
+	open  func() seriesSet[T]
+	set   seriesSet[T] // nil until it was opened
+	err   error
 }
 
-func (s *awaited[T, S]) Next() bool {
-	if s.err != nil {
+func (s *awaited[T]) Next() bool {
+	select {
+	case <-s.ready:
+	case <-s.ctx.Done():
 		return false
 	}
-	if s.err = s.ctx.Err(); s.err != nil {
+	if s.err != nil || s.ctx.Err() != nil {
 		return false
 	}
-	if s.open != nil {
-		s.set, s.err = s.open()
-		s.open = nil
-		if s.err != nil {
-			return false
-		}
+	if s.set == nil {
+		s.set = s.open()
 	}
 	return s.set.Next()
 }
 
-func (s *awaited[T, S]) At() T { return s.set.At() }
+func (s *awaited[T]) At() T { return s.set.At() }
 
-func (s *awaited[T, S]) Err() error {
-	var none S
-	if s.err != nil || s.set == none {
-		return causeOf(s.ctx, s.err)
+func (s *awaited[T]) Err() error {
+	switch {
+	case s.set != nil && s.set.Err() != nil:
+		return reported(s.ctx, s.set.Err())
+	case s.ctx.Err() != nil:
+		return causeOf(s.ctx, s.ctx.Err())
+	case s.set != nil:
+		return nil
 	}
-	return causeOf(s.ctx, s.set.Err())
+	select {
+	case <-s.ready:
+		return s.err
+	default:
+		return nil
+	}
 }
 
-func (s *awaited[T, S]) Warnings() annotations.Annotations {
-	var none S
-	if s.set == none {
+func (s *awaited[T]) Warnings() annotations.Annotations {
+	if s.set == nil {
 		return nil
 	}
 	return s.set.Warnings()

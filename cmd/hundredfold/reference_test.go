@@ -56,6 +56,7 @@ func descriptions() map[string]string {
 		"distributor.max_request_bytes":  "Bytes of one request after decompression, 64 KiB to 1 GiB. A larger one is answered 400 and lost, because senders do not split requests.",
 		"ingester.max_series":            "Series in memory, of all tenants together. Beyond it new series are refused, known ones go on. `0`: as many as the memory of the process allows.",
 		"querier.refresh_interval":       "How often the blocks in the bucket are listed, 1s to 15m. A block that another process uploads is read at most this much later.",
+		"querier.cache_bytes":            "Bytes of disk for the parts of blocks that queries have read, in `querier` in `data_dir`, at least 64 MiB; nothing if the bucket is on this machine. Parts that were not used for longest give way. Raise it if `hundredfold_page_cache_fetched_bytes_total` keeps rising while the same dashboards are looked at, and the disk has room.",
 		"compactor.dir":                  "Directory for blocks that are being made; empty: `compactor` in `data_dir`. It needs room for the largest day of a tenant and a tenth more.",
 		"compactor.interval":             "Time between two passes over all tenants, at least 1s.",
 		"compactor.deletion_delay":       "How long a block stays in the bucket after it was marked for deletion. It must be longer than `querier.refresh_interval` and the longest query.",
