@@ -253,6 +253,7 @@ func (w *world) option(t *testing.T, block *blockstore.Block, option string) {
 	case "series":
 		_, err := fmt.Sscan(value, &meta.Stats.NumSeries)
 		require.NoError(t, err)
+		meta.Stats.NumChunks = meta.Stats.NumSeries
 	case "label":
 		block.Extension.ExternalLabels = map[string]string{"cluster": value}
 	default:
@@ -392,6 +393,7 @@ func randomBlock(random *rand.Rand, now time.Time) (block blockstore.Block) {
 		block.Extension.Shard = &blockstore.Shard{Index: random.Uint64N(count), Count: count}
 	case 1: // too large for one block
 		meta.Stats.NumSeries = blockstore.MaxSeries + random.Uint64N(3*blockstore.MaxSeries)
+		meta.Stats.NumChunks = meta.Stats.NumSeries
 	}
 	if random.IntN(20) == 0 {
 		block.Extension.ExternalLabels = map[string]string{"cluster": "eu"}

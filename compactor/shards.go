@@ -162,8 +162,8 @@ func mostSeries(blocks []blockstore.Block) uint64 {
 		sum := uint64(0)
 		for _, block := range blocks {
 			if block.Meta.MinTime <= at.Meta.MinTime && at.Meta.MinTime < block.Meta.MaxTime {
-				// What meta.json states may be anything.
-				sum += min(block.Meta.Stats.NumSeries, 1<<40)
+				// What meta.json states may be anything, but each series has a chunk.
+				sum += min(block.Meta.Stats.NumSeries, block.Meta.Stats.NumChunks, 1<<40)
 			}
 		}
 		most = max(most, sum)
