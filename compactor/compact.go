@@ -40,6 +40,10 @@ var errInconsistent = errors.New("the result does not match its sources")
 // does without it.
 func (c *Compactor) compact(ctx context.Context, id tenant.ID, job compaction) (err error) {
 	start := c.now()
+	job, wait, err := c.erasing(ctx, id, job)
+	if err != nil || wait {
+		return err
+	}
 	if err := os.MkdirAll(c.cfg.Dir, 0o777); err != nil {
 		return fmt.Errorf("create compactor directory: %w", err)
 	}
@@ -88,7 +92,7 @@ func (c *Compactor) open(ctx context.Context, id tenant.ID, job compaction, dir 
 		}
 	}()
 	window := blockstream.Window(windows, len(job.blocks))
-	for _, block := range job.blocks {
+	for i, block := range job.blocks {
 		name := block.Meta.ULID
 		cfg := blockstream.Config{Dir: filepath.Join(dir, "in", name.String()), Window: window}
 		in, err := openInput(ctx, cfg, c.store, id, block)
@@ -100,6 +104,7 @@ func (c *Compactor) open(ctx context.Context, id tenant.ID, job compaction, dir 
 		case err != nil:
 			return nil, errors.Join(closeAll(inputs), c.quarantine(ctx, id, name, err))
 		}
+		in.filters = job.filters[i]
 		inputs = append(inputs, in)
 	}
 	return inputs, nil

@@ -27,6 +27,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -93,6 +94,12 @@ type Compactor struct {
 	board *backlog.Board
 	// Blocks whose meta.json could not be understood and that were reported so.
 	reported map[blockName]struct{}
+
+	settling func(context.Context, tenant.ID) (missing []string, err error) // nil: nobody can be asked
+	rules    map[tenant.ID]rulesSince
+	// pruned are the classes of series that blocks were looked through for.
+	pruned map[blockName][]string
+	sizes  *sizes
 }
 
 // blockName names a block among those of all tenants: blocks that were copied from
@@ -110,6 +117,10 @@ type Deps struct {
 	// Owns tells which tenants are this compactor's; it may change its mind at any time
 	// and MUST NOT block. Nil: all are, and there is no other compactor.
 	Owns func(tenant.ID) bool
+	// Settle has the ingesters carry out the deletions of a tenant that are not settled,
+	// and records those that all have; missing are the ingesters that have not. Nil: there
+	// is nobody who could.
+	Settle func(ctx context.Context, id tenant.ID) (missing []string, err error)
 	// Instance is the ID of this process among those that share the bucket. It is needed
 	// with Owns.
 	Instance string
@@ -131,6 +142,10 @@ func New(cfg Config, deps Deps) (*Compactor, error) {
 		logger:   deps.Logger,
 		now:      time.Now,
 		reported: make(map[blockName]struct{}),
+		settling: deps.Settle,
+		rules:    make(map[tenant.ID]rulesSince),
+		pruned:   make(map[blockName][]string),
+		sizes:    &sizes{known: make(map[blockName]int64)},
 	}
 	c.board = backlog.New(func() time.Time { return c.now() })
 	c.metrics = newMetrics(deps.Registerer, c.board)
@@ -191,7 +206,7 @@ func (c *Compactor) RunOnce(ctx context.Context) error {
 }
 
 func (c *Compactor) pass(ctx context.Context) error {
-	ids, err := c.store.Tenants(ctx)
+	ids, deletions, err := c.tenants(ctx)
 	if err != nil {
 		return err
 	}
@@ -213,7 +228,7 @@ func (c *Compactor) pass(ctx context.Context) error {
 			continue
 		}
 		present[id] = struct{}{}
-		if err := c.tenant(ctx, id); err != nil {
+		if err := errors.Join(c.tenant(ctx, id), c.lookAfter(ctx, id, deletions[id])); err != nil {
 			if ctx.Err() == nil {
 				c.board.Failed(id, err)
 			}
@@ -238,6 +253,23 @@ func (c *Compactor) survey(ctx context.Context, id tenant.ID) {
 // Status returns what there is to do, how far it is and what is wrong. It is safe to call
 // at any time.
 func (c *Compactor) Status() backlog.Status { return c.board.Status() }
+
+// tenants lists the tenants that have blocks or deletions, and those deletions.
+func (c *Compactor) tenants(ctx context.Context) ([]tenant.ID, map[tenant.ID]blockstore.TenantDeletions, error) {
+	ids, err := c.store.Tenants(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	deletions, err := c.store.Deletions(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	for id := range deletions {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	return slices.Compact(ids), deletions, nil
+}
 
 // tenant does all that there is to do for one tenant now, unless another compactor
 // works on it.
@@ -296,7 +328,8 @@ func (c *Compactor) plan(id tenant.ID, blocks map[ulid.ULID]blockstore.Block, pa
 	todo := plan(state{
 		blocks:        blocks,
 		now:           c.now(),
-		retention:     time.Duration(c.limits(id).Retention),
+		retention:     c.policy(id).Longest(),
+		hasQuota:      c.limits(id).MaxBucketBytes > 0,
 		deletionDelay: time.Duration(c.cfg.DeletionDelay),
 	})
 	c.sight(id, blocks, partial, todo)

@@ -92,8 +92,7 @@ func visibleOf(blocks map[ulid.ULID]blockstore.Block) []ulid.ULID {
 	superseded := blockstore.Superseded(blocks)
 	var ids []ulid.ULID
 	for _, id := range sorted(blocks) {
-		deletion := blocks[id].Deletion
-		if _, ok := superseded[id]; !ok && (deletion == nil || deletion.Reason != blockstore.DeletionRetention) {
+		if _, ok := superseded[id]; !ok && !blocks[id].Hidden() {
 			ids = append(ids, id)
 		}
 	}

@@ -12,10 +12,12 @@ import (
 	"github.com/prometheus/prometheus/tsdb/chunkenc"
 	"github.com/prometheus/prometheus/tsdb/chunks"
 	"github.com/prometheus/prometheus/tsdb/index"
+	"github.com/prometheus/prometheus/tsdb/tombstones"
 
 	"github.com/hundredfold/hundredfold/internal/blockcheck"
 	"github.com/hundredfold/hundredfold/internal/blockstore"
 	"github.com/hundredfold/hundredfold/internal/blockstream"
+	"github.com/hundredfold/hundredfold/internal/mask"
 	"github.com/hundredfold/hundredfold/internal/tenant"
 )
 
@@ -26,6 +28,8 @@ type input struct {
 	*blockstream.Block
 	name  ulid.ULID
 	shard blockstore.Shard
+	// filters hide what is deleted or too old: it is left out of what is made of the block.
+	filters []mask.Filter
 	// reopen opens the block again, to look for what is wrong with it.
 	reopen func() (*blockstream.Block, error)
 
@@ -84,7 +88,15 @@ func (in *input) check(ctx context.Context) (err error) {
 	return errors.Join(err, block.Close())
 }
 
+// Tombstones implements tsdb.BlockReader.
+func (in *input) Tombstones() (tombstones.Reader, error) {
+	return mask.Block(in.Block, in.filters...).Tombstones()
+}
+
 func (in *input) hasTombstones() bool {
+	if len(in.filters) > 0 {
+		return true
+	}
 	stones, err := in.Tombstones()
 	return err != nil || stones.Total() > 0
 }

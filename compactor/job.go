@@ -14,6 +14,7 @@ import (
 	"github.com/hundredfold/hundredfold/internal/backlog"
 	"github.com/hundredfold/hundredfold/internal/blockstore"
 	"github.com/hundredfold/hundredfold/internal/blockwriter"
+	"github.com/hundredfold/hundredfold/internal/mask"
 )
 
 // compaction says that blocks are to be merged, into one, or into one for each of
@@ -24,6 +25,11 @@ type compaction struct {
 	start    int64              // of the aligned range that they lie in, in ms
 	length   time.Duration
 	vertical bool // some of them overlap
+
+	// filters are, for each block, what is left out of it, and erased the deletions that
+	// are carried out with that. See erasing.
+	filters [][]mask.Filter
+	erased  []ulid.ULID
 }
 
 // newCompaction returns the job for some blocks, which it puts in order.
@@ -127,7 +133,7 @@ func (c compaction) spec(name ulid.ULID, shard blockstore.Shard) blockwriter.Spe
 		spec.Extension.Deletions = append(spec.Extension.Deletions, block.Extension.Deletions...)
 	}
 	to.Sources = unique(to.Sources)
-	spec.Extension.Deletions = unique(spec.Extension.Deletions)
+	spec.Extension.Deletions = unique(append(spec.Extension.Deletions, c.erased...))
 	if partial {
 		spec.Extension.Sources = to.Sources
 	}

@@ -20,7 +20,7 @@ type metrics struct {
 	compactionDuration prometheus.Histogram
 
 	blocksCompacted prometheus.Counter
-	blocksMarked    *prometheus.CounterVec // by reason, of which there are three
+	blocksMarked    *prometheus.CounterVec // by reason, of which there are five
 	blocksUnmarked  prometheus.Counter
 	blocksDeleted   prometheus.Counter
 	partialDeleted  prometheus.Counter
@@ -28,8 +28,11 @@ type metrics struct {
 	yielded         prometheus.Counter
 	samples         prometheus.Counter
 
-	indexesWritten prometheus.Counter
-	indexFailures  prometheus.Counter
+	indexesWritten     prometheus.Counter
+	indexFailures      prometheus.Counter
+	rewrites           prometheus.Counter
+	rewriteFailures    prometheus.Counter
+	deletionsCompleted prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer, board *backlog.Board) *metrics {
@@ -49,6 +52,10 @@ func newMetrics(reg prometheus.Registerer, board *backlog.Board) *metrics {
 	}
 	registerBacklog(factory, board)
 	return &metrics{
+		rewrites:           counter("rewrites_total", "Blocks that were written anew without what is deleted or, by a rule of retention, too old."),
+		rewriteFailures:    counter("rewrite_failures_total", "Blocks that could not be written anew, which is tried again."),
+		deletionsCompleted: counter("deletions_completed_total", "Deletions whose samples are in no block any more."),
+
 		passes:       counter("passes_total", "Passes over all tenants."),
 		passFailures: counter("pass_failures_total", "Passes in which something failed for at least one tenant."),
 		passDuration: duration("pass_duration_seconds", "Duration of a pass over all tenants."),

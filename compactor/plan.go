@@ -33,6 +33,7 @@ type state struct {
 	blocks        map[ulid.ULID]blockstore.Block
 	now           time.Time
 	retention     time.Duration // 0: for ever
+	hasQuota      bool
 	deletionDelay time.Duration
 }
 
@@ -96,6 +97,9 @@ func plan(s state) actions {
 			todo.marks = append(todo.marks, mark{block: id, reason: blockstore.DeletionRetention})
 			block.Deletion = &blockstore.DeletionMark{Reason: blockstore.DeletionRetention, Time: s.now}
 		case !expired && block.Deletion != nil && block.Deletion.Reason == blockstore.DeletionRetention:
+			todo.unmarks = append(todo.unmarks, id)
+			block.Deletion = nil
+		case !s.hasQuota && block.Deletion != nil && block.Deletion.Reason == blockstore.DeletionQuota:
 			todo.unmarks = append(todo.unmarks, id)
 			block.Deletion = nil
 		}

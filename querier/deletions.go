@@ -135,7 +135,7 @@ func (v *views) hidingOf(id tenant.ID) (hiding, error) {
 func (h *hiding) filters(b *blockstore.Block) []mask.Filter {
 	filters, _ := h.deletions.Of(b)
 	if old := h.policy.Filter(b.Meta.MinTime, h.now); old != nil {
-		filters = append(filters, old)
+		filters = append(filters, deletion.ForBlock(old, b))
 	}
 	return filters
 }

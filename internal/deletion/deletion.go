@@ -92,7 +92,7 @@ func (s Set) Of(b *blockstore.Block) (filters []mask.Filter, ids []ulid.ULID) {
 		if d.WholeTenant && !d.Includes(b) {
 			maxMs = d.recentMax()
 		}
-		filters = d.appendFilters(filters, maxMs, b.Extension.ExternalLabels)
+		filters = d.appendFilters(filters, maxMs, b)
 	}
 	return filters, ids
 }
@@ -103,7 +103,7 @@ func (s Set) Recent() []mask.Filter {
 	var filters []mask.Filter
 	for i := range s.all {
 		if d := &s.all[i]; d.Settlement == nil {
-			filters = d.appendFilters(filters, d.recentMax(), nil)
+			filters = d.appendFilters(filters, d.recentMax(), &blockstore.Block{})
 		}
 	}
 	return filters
@@ -112,14 +112,9 @@ func (s Set) Recent() []mask.Filter {
 // recentMax returns the newest time at which samples existed when d was accepted.
 func (c *compiled) recentMax() int64 { return min(c.MaxMs, c.Accepted.UnixMilli()) }
 
-func (c *compiled) appendFilters(filters []mask.Filter, maxMs int64, external map[string]string) []mask.Filter {
+func (c *compiled) appendFilters(filters []mask.Filter, maxMs int64, b *blockstore.Block) []mask.Filter {
 	for _, matchers := range c.matchers {
-		selection := mask.Selection{Matchers: matchers, Mint: c.MinMs, Maxt: maxMs}
-		if len(external) > 0 {
-			filters = append(filters, withExternal{selection, external})
-		} else {
-			filters = append(filters, selection)
-		}
+		filters = append(filters, ForBlock(mask.Selection{Matchers: matchers, Mint: c.MinMs, Maxt: maxMs}, b))
 	}
 	return filters
 }
@@ -142,6 +137,15 @@ func (s Set) IDs(mint, maxt int64, blocks []blockstore.Block) []ulid.ULID {
 		}
 	}
 	return ids
+}
+
+// ForBlock returns a filter for the series of a block as they are read: with the external
+// labels of the block. nil stays nil.
+func ForBlock(filter mask.Filter, b *blockstore.Block) mask.Filter {
+	if filter == nil || len(b.Extension.ExternalLabels) == 0 {
+		return filter
+	}
+	return withExternal{filter, b.Extension.ExternalLabels}
 }
 
 // withExternal is a filter for series that are given more labels when they are read.

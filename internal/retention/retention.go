@@ -60,6 +60,9 @@ func New(l tenant.Limits) (Policy, error) {
 	return p, nil
 }
 
+// Longest returns the longest time that any series is kept; 0: for ever.
+func (p Policy) Longest() time.Duration { return p.longest }
+
 // Expired reports whether all samples of a block that ends at maxTime (in ms, exclusive)
 // are too old, of whatever series.
 func (p Policy) Expired(maxTime int64, now time.Time) bool {

@@ -1,0 +1,93 @@
+package compactor
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+
+	"github.com/oklog/ulid/v2"
+
+	"github.com/hundredfold/hundredfold/internal/blockstore"
+	"github.com/hundredfold/hundredfold/internal/tenant"
+)
+
+// overQuota returns the blocks that must go so that the others fit into quota bytes: the
+// oldest. Blocks count that are to stay, and those that went for the same reason and are
+// there still, so that a larger quota saves them.
+func overQuota(blocks map[ulid.ULID]blockstore.Block, sizes map[ulid.ULID]int64, quota int64) map[ulid.ULID]struct{} {
+	superseded := blockstore.Superseded(unmarked(blocks))
+	var candidates []blockstore.Block
+	total := int64(0)
+	for _, name := range sorted(blocks) {
+		block := blocks[name]
+		_, covered := superseded[name]
+		if covered || block.Previous || block.Deletion != nil && block.Deletion.Reason != blockstore.DeletionQuota {
+			continue
+		}
+		candidates = append(candidates, block)
+		total += sizes[name]
+	}
+	slices.SortStableFunc(candidates, func(a, b blockstore.Block) int { return cmp.Compare(a.Meta.MaxTime, b.Meta.MaxTime) })
+	over := map[ulid.ULID]struct{}{}
+	for _, block := range candidates {
+		if total <= quota {
+			break
+		}
+		over[block.Meta.ULID] = struct{}{}
+		total -= sizes[block.Meta.ULID]
+	}
+	return over
+}
+
+// unmarked returns the blocks without the marks of the quota.
+func unmarked(blocks map[ulid.ULID]blockstore.Block) map[ulid.ULID]blockstore.Block {
+	out := make(map[ulid.ULID]blockstore.Block, len(blocks))
+	for name, block := range blocks {
+		if block.Deletion != nil && block.Deletion.Reason == blockstore.DeletionQuota {
+			block.Deletion = nil
+		}
+		out[name] = block
+	}
+	return out
+}
+
+// rations reports whether a tenant has a quota. Marks of one that it had, plan takes off.
+func (c *Compactor) rations(id tenant.ID) bool { return c.limits(id).MaxBucketBytes > 0 }
+
+// holdToQuota marks the blocks of a tenant that are beyond its quota and takes the marks
+// off those that are not any more. Nothing is marked unless all sizes are known.
+func (c *Compactor) holdToQuota(ctx context.Context, id tenant.ID, blocks map[ulid.ULID]blockstore.Block) error {
+	quota := c.limits(id).MaxBucketBytes
+	over := map[ulid.ULID]struct{}{}
+	if quota > 0 {
+		sizes, err := c.sizes.of(ctx, c.store, id, blocks)
+		if err != nil {
+			return err
+		}
+		over = overQuota(blocks, sizes, quota)
+	}
+	for _, name := range sorted(blocks) {
+		block := blocks[name]
+		_, beyond := over[name]
+		marked := block.Deletion != nil && block.Deletion.Reason == blockstore.DeletionQuota
+		switch {
+		case beyond && block.Deletion == nil:
+			err := c.store.MarkForDeletion(ctx, id, name, blockstore.DeletionMark{Time: c.now(), Reason: blockstore.DeletionQuota})
+			if errors.Is(err, blockstore.ErrBlockNotFound) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			c.metrics.blocksMarked.WithLabelValues(string(blockstore.DeletionQuota)).Inc()
+			c.logger.Info("marked a block for deletion, since the tenant has more in the bucket than limits.max_bucket_bytes", "tenant", id, "block", name, "limit", quota)
+		case marked && !beyond:
+			if err := c.store.UnmarkForDeletion(ctx, id, name); err != nil {
+				return err
+			}
+			c.metrics.blocksUnmarked.Inc()
+		}
+	}
+	return nil
+}
