@@ -10,6 +10,7 @@
 package mask
 
 import (
+	"cmp"
 	"math"
 	"slices"
 
@@ -73,15 +74,28 @@ func Matches(matchers []*labels.Matcher, series labels.Labels) bool {
 
 // hidden adds what filters hide of a series to what is hidden already, which stays as it is.
 func hidden(already tombstones.Intervals, filters []Filter, series labels.Labels) tombstones.Intervals {
-	all := already
-	shared := true // with whoever gave it
+	var more tombstones.Intervals
 	for _, f := range filters {
-		for _, interval := range f.Hidden(series) {
-			if shared {
-				all, shared = slices.Clone(all), false
-			}
-			all = all.Add(interval)
+		more = append(more, f.Hidden(series)...)
+	}
+	if len(more) == 0 {
+		return already
+	}
+	return union(append(more, already...))
+}
+
+// union sorts intervals and joins those that overlap. It is not tombstones.Intervals.Add,
+// which panics on an interval without an end if there are several before it.
+func union(in tombstones.Intervals) tombstones.Intervals {
+	slices.SortFunc(in, func(a, b tombstones.Interval) int { return cmp.Compare(a.Mint, b.Mint) })
+	out := in[:1]
+	for _, next := range in[1:] {
+		last := &out[len(out)-1]
+		if next.Mint <= last.Maxt {
+			last.Maxt = max(last.Maxt, next.Maxt)
+		} else {
+			out = append(out, next)
 		}
 	}
-	return all
+	return out
 }
