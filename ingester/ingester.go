@@ -132,6 +132,9 @@ type Ingester struct {
 	draining atomic.Bool
 	emptying turn // held by the one drain at a time
 
+	// deletions is, by tenant, a *tenantDeletions.
+	deletions sync.Map
+
 	// Lock order: a tenantDB's working, its use, its appending, then mu.
 	mu struct {
 		sync.RWMutex
@@ -505,5 +508,6 @@ func (i *Ingester) newTenantDB(id tenant.ID) *tenantDB {
 		log: i.logger.With("tenant", id),
 
 		appending: newTurn(),
+		cutting:   newTurn(),
 	}
 }

@@ -292,3 +292,20 @@ func (s *recentServer) Placements(_ context.Context, req *queryv1.PlacementsRequ
 	}
 	return resp, nil
 }
+
+// ApplyDeletions implements queryv1.RecentServiceServer.
+func (s *recentServer) ApplyDeletions(ctx context.Context, req *queryv1.ApplyDeletionsRequest) (*queryv1.ApplyDeletionsResponse, error) {
+	id, err := tenant.Parse(req.GetTenant())
+	if err != nil {
+		return nil, wire.GRPCError(err)
+	}
+	done, err := s.ing.ApplyDeletions(ctx, id)
+	if err != nil {
+		return nil, wire.GRPCError(err)
+	}
+	resp := &queryv1.ApplyDeletionsResponse{}
+	for _, d := range done {
+		resp.Done = append(resp.Done, &queryv1.CarriedOutDeletion{Id: d.ID.Bytes(), Blocks: wire.ULIDsToProto(d.Blocks)})
+	}
+	return resp, nil
+}

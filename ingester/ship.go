@@ -226,6 +226,9 @@ func (t *tenantDB) blocksToDelete(blocks []*tsdb.Block) map[ulid.ULID]struct{} {
 		if _, ok := doomed[meta.ULID]; ok {
 			t.shipped.release(meta.MaxTime) // Before it is gone: see holding.
 		}
+		if meta.Compaction.Deletable { // All that it held was deleted: see deleteSeries.
+			doomed[meta.ULID] = struct{}{}
+		}
 	}
 	return doomed
 }
@@ -257,12 +260,20 @@ func (t *tenantDB) ship(ctx context.Context, db *tsdb.DB, until time.Time) error
 		if !until.IsZero() && t.ing.now().After(until) {
 			break
 		}
+		if err := t.deletionsDone(ctx); err != nil {
+			return errors.Join(append(errs, err)...)
+		}
 		if err := t.upload(ctx, b.Dir()); err != nil {
 			t.ing.metrics.uploadFailures.Inc()
 			errs = append(errs, fmt.Errorf("upload block %s: %w", id, err))
 			continue // One block must not hold up the others.
 		}
 		t.ing.metrics.uploads.Inc()
+		// Once more: a deletion that was accepted before the block was in the bucket, and so
+		// does not name it, must find it here.
+		if err := t.deletionsDone(ctx); err != nil {
+			return errors.Join(append(errs, err)...)
+		}
 		if err := t.shipped.add(b.Meta(), t.ing.now(), db.Blocks()); err != nil {
 			errs = append(errs, err)
 			continue

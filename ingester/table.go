@@ -112,6 +112,21 @@ func (t *table) dropBefore(mint int64) {
 	}
 }
 
+// dropRefs forgets the series with these references, which the head has dropped.
+func (t *table) dropRefs(refs []storage.SeriesRef) {
+	gone := make(map[storage.SeriesRef]struct{}, len(refs))
+	for _, ref := range refs {
+		gone[ref] = struct{}{}
+	}
+	old := t.entries
+	*t = table{}
+	for _, e := range old {
+		if _, drop := gone[e.ref]; !drop && !e.id.IsZero() {
+			t.insert(e)
+		}
+	}
+}
+
 // sizeFor returns the smallest table size that holds n entries at most three quarters full.
 func sizeFor(n int) int {
 	return max(minTableSize, 1<<bits.Len(uint(n*4/3)))

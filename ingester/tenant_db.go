@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"io/fs"
 	"log/slog"
 	"math"
 	"os"
@@ -67,6 +68,8 @@ type tenantDB struct {
 	// sample), and it stands in for the TSDB's isolation, which is off.
 	appending turn
 	app       appendState // guarded by appending
+	// cutting is held by whoever cuts blocks: taken after use, before appending.
+	cutting turn
 
 	// broken is set when a commit could not be written to the log, or a push panicked
 	// before its own: the head may hold series that the log lacks, so nothing more may
@@ -75,6 +78,8 @@ type tenantDB struct {
 	// lateLogFailed is set when the log of out-of-order samples could not be
 	// written, which the TSDB only mentions in its log.
 	lateLogFailed atomic.Bool
+	// deletionsDue is set when an upload was put off for a deletion.
+	deletionsDue atomic.Bool
 	// retiring lets blocks go that late samples may still be compared with.
 	retiring atomic.Bool
 
@@ -120,6 +125,11 @@ func (t *tenantDB) openLocked() error {
 }
 
 func (t *tenantDB) openNewLocked() error {
+	if _, err := os.Stat(t.dir); errors.Is(err, fs.ErrNotExist) {
+		if err := t.ing.deletionsOf(t.id).begin(t.ing.now()); err != nil {
+			return err
+		}
+	}
 	if err := os.MkdirAll(t.dir, 0o750); err != nil {
 		return err
 	}
@@ -276,6 +286,12 @@ func (t *tenantDB) growth() int64 {
 
 // maintain does one round of work for the tenant.
 func (t *tenantDB) maintain(ctx context.Context) error {
+	if t.deletionsDue.Load() {
+		if _, err := t.ing.ApplyDeletions(ctx, t.id); err != nil {
+			return err
+		}
+		t.deletionsDue.Store(false)
+	}
 	t.working.Lock()
 	defer t.working.Unlock()
 	if err := t.repair(); err != nil {
@@ -417,6 +433,10 @@ func (t *tenantDB) cutIfDue(ctx context.Context, db *tsdb.DB) error {
 		return err
 	}
 	t.appending.give()
+	if err := t.cutting.take(ctx); err != nil {
+		return err
+	}
+	defer t.cutting.give()
 	start := t.ing.now()
 	if err := db.Compact(ctx); err != nil {
 		return fmt.Errorf("cut blocks: %w", err)
@@ -455,6 +475,9 @@ func (t *tenantDB) cutJitter() time.Duration {
 
 // flush cuts everything, up to the newest sample, and uploads it.
 func (t *tenantDB) flush(ctx context.Context) error {
+	if _, err := t.ing.ApplyDeletions(ctx, t.id); err != nil {
+		return err
+	}
 	t.working.Lock()
 	defer t.working.Unlock()
 	db, release, err := t.acquire()
@@ -477,6 +500,10 @@ func (t *tenantDB) cutAllHeld(ctx context.Context, db *tsdb.DB) error {
 	if err := t.roomToCut(db); err != nil {
 		return err
 	}
+	if err := t.cutting.take(ctx); err != nil {
+		return err
+	}
+	defer t.cutting.give()
 	if err := t.appending.take(ctx); err != nil {
 		return err
 	}

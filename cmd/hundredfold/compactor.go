@@ -7,18 +7,20 @@ import (
 	"github.com/hundredfold/hundredfold/compactor"
 	"github.com/hundredfold/hundredfold/internal/backlog"
 	"github.com/hundredfold/hundredfold/internal/cluster"
+	"github.com/hundredfold/hundredfold/querier"
 )
 
 // startCompactor wires and starts the compactor, if the process has the role. It works
 // on the bucket alone, on the tenants that are its own among the compactors. It also
 // brings over what lies in a previous bucket.
-func (p *process) startCompactor(s *starter, c *components) error {
+func (p *process) startCompactor(deleter *querier.Deleter, s *starter, c *components) error {
 	if !p.has(cluster.RoleCompactor) {
 		return nil
 	}
 	deps := compactor.Deps{
 		Store:      p.store,
 		Limits:     p.reloader.limits.of,
+		Settle:     deleter.Settle,
 		Instance:   p.data.ID,
 		Logger:     p.logger.With("component", "compactor"),
 		Registerer: p.registry,

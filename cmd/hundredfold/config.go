@@ -34,6 +34,7 @@ type config struct {
 	GRPC           rpc.Config           `yaml:"grpc"`
 	Cluster        cluster.Config       `yaml:"cluster"`
 	Multitenancy   multitenancyConfig   `yaml:"multitenancy"`
+	AdminAPI       adminAPIConfig       `yaml:"admin_api"`
 	SelfMonitoring selfMonitoringConfig `yaml:"self_monitoring"`
 	Bucket         blockstore.Config    `yaml:"bucket"`
 	Distributor    distributor.Config   `yaml:"distributor"`
@@ -47,6 +48,11 @@ type config struct {
 }
 
 type multitenancyConfig struct {
+	Enabled bool `yaml:"enabled"`
+}
+
+// adminAPIConfig is about the routes by which tenants delete and upload blocks.
+type adminAPIConfig struct {
 	Enabled bool `yaml:"enabled"`
 }
 

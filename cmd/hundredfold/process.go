@@ -43,7 +43,7 @@ type process struct {
 	holdings  holdings
 	// member is nil in a process that is alone.
 	member *membership
-	// compactor is for its page, which is served before it has started.
+	// compactor is for its pages, which are served before it has started.
 	compactor atomic.Pointer[compactor.Compactor]
 }
 
@@ -177,7 +177,8 @@ func (p *process) start(ctx context.Context, s *starter) (*components, error) {
 	if err != nil {
 		return c, err
 	}
-	if err := p.startCompactor(s, c); err != nil {
+	deleter := p.newDeleter(ing, q)
+	if err := p.startCompactor(deleter, s, c); err != nil {
 		return c, err
 	}
 	dist, err := p.newDistributor(to)
@@ -190,7 +191,7 @@ func (p *process) start(ctx context.Context, s *starter) (*components, error) {
 		}
 	}
 	p.holdings.attach(ing, q)
-	p.api.Open(p.apiRoutes(dist, q))
+	p.api.Open(p.apiRoutes(dist, q, deleter))
 	if ing != nil {
 		p.readiness.Ready("ingester")
 	}
@@ -270,6 +271,7 @@ func (p *process) addRoutes() error {
 	if p.member != nil {
 		p.member.addRoutes(p.server, pages)
 	}
+	p.server.Handle("GET /compactor/retention", http.HandlerFunc(p.servePreview))
 	api := tenant.Middleware(p.cfg.Multitenancy.Enabled, refuse, p.api)
 	for _, pattern := range append(writePatterns(), queryPatterns()...) {
 		p.server.Handle(pattern, api)

@@ -224,7 +224,7 @@ func TestReadingAndWritingUseTheirMethods(t *testing.T) {
 		"/api/v1/otlp/v1/metrics":  http.StatusMethodNotAllowed,
 		"/-/reload":                http.StatusMethodNotAllowed,
 		"/api/v1/does-not-exist":   http.StatusNotFound,
-		"/api/v1/admin/tsdb/clean": http.StatusNotFound,
+		"/api/v1/admin/tsdb/clean": http.StatusForbidden,
 		"/does-not-exist":          http.StatusNotFound,
 	} {
 		code, _ := r.do(http.MethodGet, path, "", nil)

@@ -28,6 +28,7 @@ func (p *process) newQuerier(from querier.Edge) (*querier.Querier, error) {
 	cfg := p.cfg.Querier
 	cfg.Version = version()
 	cfg.Flags = p.flags
+	cfg.AdminAPI = p.cfg.AdminAPI.Enabled
 	if p.cfg.Multitenancy.Enabled {
 		cfg.Operator = tenant.Self
 	}

@@ -15,6 +15,7 @@ const (
 	routeWrite = "/api/v1/write"
 	routePush  = "/api/v1/push" // as Cortex and Mimir call it
 	routeOTLP  = "/api/v1/otlp/v1/metrics"
+	routeAdmin = "/api/v1/admin/"
 )
 
 func writePatterns() []string { return []string{routeWrite, routePush, routeOTLP} }
@@ -32,7 +33,7 @@ func queryPatterns() []string {
 
 // apiRoutes is what opens the gate: the tenant is in the requests' contexts. What the
 // process's roles do not serve is answered 404 with a word on where it is served.
-func (p *process) apiRoutes(d *distributor.Distributor, q *querier.Querier) http.Handler {
+func (p *process) apiRoutes(d *distributor.Distributor, q *querier.Querier, deleter *querier.Deleter) http.Handler {
 	mux := http.NewServeMux()
 	write, otlp := elsewhere(cluster.RoleDistributor), elsewhere(cluster.RoleDistributor)
 	if p.has(cluster.RoleDistributor) {
@@ -42,11 +43,27 @@ func (p *process) apiRoutes(d *distributor.Distributor, q *querier.Querier) http
 	mux.Handle(routePush, write)
 	mux.Handle(routeOTLP, otlp)
 	if q != nil {
+		admin := querier.NewAdmin(p.cfg.AdminAPI.Enabled, deleter, p.logger.With("component", "admin"))
+		// A page of another origin that a browser shows must not delete anything.
+		mux.Handle(routeAdmin, http.NewCrossOriginProtection().Handler(admin))
 		mux.Handle("/", q.Handler())
 	} else {
 		mux.Handle("/", elsewhere(cluster.RoleQuerier))
 	}
 	return mux
+}
+
+// servePreview says what retention would do.
+func (p *process) servePreview(w http.ResponseWriter, r *http.Request) {
+	comp := p.compactor.Load()
+	switch {
+	case !p.has(cluster.RoleCompactor):
+		elsewhere(cluster.RoleCompactor).ServeHTTP(w, r)
+	case comp == nil:
+		http.Error(w, "the compactor is still starting", http.StatusServiceUnavailable)
+	default:
+		comp.ServePreview(w, r)
+	}
 }
 
 // elsewhere answers for a role that this process does not run.

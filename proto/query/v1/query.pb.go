@@ -1536,6 +1536,227 @@ func (x *UploadedResponse) GetVisible() [][]byte {
 	return nil
 }
 
+// ApplyDeletionsRequest names the tenant.
+type ApplyDeletionsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tenant        string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApplyDeletionsRequest) Reset() {
+	*x = ApplyDeletionsRequest{}
+	mi := &file_query_v1_query_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApplyDeletionsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApplyDeletionsRequest) ProtoMessage() {}
+
+func (x *ApplyDeletionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_query_v1_query_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApplyDeletionsRequest.ProtoReflect.Descriptor instead.
+func (*ApplyDeletionsRequest) Descriptor() ([]byte, []int) {
+	return file_query_v1_query_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *ApplyDeletionsRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+// ApplyDeletionsResponse has the active deletions of the tenant, all of which are carried
+// out on what the ingester held when they were accepted.
+type ApplyDeletionsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Done          []*CarriedOutDeletion  `protobuf:"bytes,1,rep,name=done,proto3" json:"done,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApplyDeletionsResponse) Reset() {
+	*x = ApplyDeletionsResponse{}
+	mi := &file_query_v1_query_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApplyDeletionsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApplyDeletionsResponse) ProtoMessage() {}
+
+func (x *ApplyDeletionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_query_v1_query_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApplyDeletionsResponse.ProtoReflect.Descriptor instead.
+func (*ApplyDeletionsResponse) Descriptor() ([]byte, []int) {
+	return file_query_v1_query_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *ApplyDeletionsResponse) GetDone() []*CarriedOutDeletion {
+	if x != nil {
+		return x.Done
+	}
+	return nil
+}
+
+// CarriedOutDeletion is a deletion that was carried out.
+type CarriedOutDeletion struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// id is the ULID of the deletion, 16 bytes.
+	Id []byte `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// blocks are the ULIDs, 16 bytes each, of the blocks that the ingester had then. They
+	// may be in the bucket, or get there, as they were before.
+	Blocks        [][]byte `protobuf:"bytes,2,rep,name=blocks,proto3" json:"blocks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CarriedOutDeletion) Reset() {
+	*x = CarriedOutDeletion{}
+	mi := &file_query_v1_query_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CarriedOutDeletion) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CarriedOutDeletion) ProtoMessage() {}
+
+func (x *CarriedOutDeletion) ProtoReflect() protoreflect.Message {
+	mi := &file_query_v1_query_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CarriedOutDeletion.ProtoReflect.Descriptor instead.
+func (*CarriedOutDeletion) Descriptor() ([]byte, []int) {
+	return file_query_v1_query_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *CarriedOutDeletion) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *CarriedOutDeletion) GetBlocks() [][]byte {
+	if x != nil {
+		return x.Blocks
+	}
+	return nil
+}
+
+// RefreshDeletionsRequest asks for a listing.
+type RefreshDeletionsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RefreshDeletionsRequest) Reset() {
+	*x = RefreshDeletionsRequest{}
+	mi := &file_query_v1_query_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RefreshDeletionsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RefreshDeletionsRequest) ProtoMessage() {}
+
+func (x *RefreshDeletionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_query_v1_query_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RefreshDeletionsRequest.ProtoReflect.Descriptor instead.
+func (*RefreshDeletionsRequest) Descriptor() ([]byte, []int) {
+	return file_query_v1_query_proto_rawDescGZIP(), []int{26}
+}
+
+// RefreshDeletionsResponse says that there was one.
+type RefreshDeletionsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RefreshDeletionsResponse) Reset() {
+	*x = RefreshDeletionsResponse{}
+	mi := &file_query_v1_query_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RefreshDeletionsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RefreshDeletionsResponse) ProtoMessage() {}
+
+func (x *RefreshDeletionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_query_v1_query_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RefreshDeletionsResponse.ProtoReflect.Descriptor instead.
+func (*RefreshDeletionsResponse) Descriptor() ([]byte, []int) {
+	return file_query_v1_query_proto_rawDescGZIP(), []int{27}
+}
+
 var File_query_v1_query_proto protoreflect.FileDescriptor
 
 const file_query_v1_query_proto_rawDesc = "" +
@@ -1654,7 +1875,16 @@ const file_query_v1_query_proto_rawDesc = "" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x16\n" +
 	"\x06blocks\x18\x02 \x03(\fR\x06blocks\",\n" +
 	"\x10UploadedResponse\x12\x18\n" +
-	"\avisible\x18\x01 \x03(\fR\avisible2\xa7\x04\n" +
+	"\avisible\x18\x01 \x03(\fR\avisible\"/\n" +
+	"\x15ApplyDeletionsRequest\x12\x16\n" +
+	"\x06tenant\x18\x01 \x01(\tR\x06tenant\"V\n" +
+	"\x16ApplyDeletionsResponse\x12<\n" +
+	"\x04done\x18\x01 \x03(\v2(.hundredfold.query.v1.CarriedOutDeletionR\x04done\"<\n" +
+	"\x12CarriedOutDeletion\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\x12\x16\n" +
+	"\x06blocks\x18\x02 \x03(\fR\x06blocks\"\x19\n" +
+	"\x17RefreshDeletionsRequest\"\x1a\n" +
+	"\x18RefreshDeletionsResponse2\x94\x05\n" +
 	"\rRecentService\x12U\n" +
 	"\x06Select\x12#.hundredfold.query.v1.SelectRequest\x1a$.hundredfold.query.v1.SelectResponse0\x01\x12S\n" +
 	"\x06Labels\x12#.hundredfold.query.v1.LabelsRequest\x1a$.hundredfold.query.v1.LabelsResponse\x12\\\n" +
@@ -1662,9 +1892,11 @@ const file_query_v1_query_proto_rawDesc = "" +
 	"\bMetadata\x12%.hundredfold.query.v1.MetadataRequest\x1a&.hundredfold.query.v1.MetadataResponse\x12P\n" +
 	"\x05Stats\x12\".hundredfold.query.v1.StatsRequest\x1a#.hundredfold.query.v1.StatsResponse\x12_\n" +
 	"\n" +
-	"Placements\x12'.hundredfold.query.v1.PlacementsRequest\x1a(.hundredfold.query.v1.PlacementsResponse2j\n" +
+	"Placements\x12'.hundredfold.query.v1.PlacementsRequest\x1a(.hundredfold.query.v1.PlacementsResponse\x12k\n" +
+	"\x0eApplyDeletions\x12+.hundredfold.query.v1.ApplyDeletionsRequest\x1a,.hundredfold.query.v1.ApplyDeletionsResponse2\xdd\x01\n" +
 	"\rBlocksService\x12Y\n" +
-	"\bUploaded\x12%.hundredfold.query.v1.UploadedRequest\x1a&.hundredfold.query.v1.UploadedResponseB;Z9github.com/hundredfold/hundredfold/proto/query/v1;queryv1b\x06proto3"
+	"\bUploaded\x12%.hundredfold.query.v1.UploadedRequest\x1a&.hundredfold.query.v1.UploadedResponse\x12q\n" +
+	"\x10RefreshDeletions\x12-.hundredfold.query.v1.RefreshDeletionsRequest\x1a..hundredfold.query.v1.RefreshDeletionsResponseB;Z9github.com/hundredfold/hundredfold/proto/query/v1;queryv1b\x06proto3"
 
 var (
 	file_query_v1_query_proto_rawDescOnce sync.Once
@@ -1679,32 +1911,37 @@ func file_query_v1_query_proto_rawDescGZIP() []byte {
 }
 
 var file_query_v1_query_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_query_v1_query_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_query_v1_query_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_query_v1_query_proto_goTypes = []any{
-	(Matcher_Type)(0),          // 0: hundredfold.query.v1.Matcher.Type
-	(*Matcher)(nil),            // 1: hundredfold.query.v1.Matcher
-	(*Holding)(nil),            // 2: hundredfold.query.v1.Holding
-	(*PlacementRef)(nil),       // 3: hundredfold.query.v1.PlacementRef
-	(*SelectRequest)(nil),      // 4: hundredfold.query.v1.SelectRequest
-	(*SelectResponse)(nil),     // 5: hundredfold.query.v1.SelectResponse
-	(*LabelsRequest)(nil),      // 6: hundredfold.query.v1.LabelsRequest
-	(*LabelsResponse)(nil),     // 7: hundredfold.query.v1.LabelsResponse
-	(*ExemplarsRequest)(nil),   // 8: hundredfold.query.v1.ExemplarsRequest
-	(*Selector)(nil),           // 9: hundredfold.query.v1.Selector
-	(*Label)(nil),              // 10: hundredfold.query.v1.Label
-	(*ExemplarsResponse)(nil),  // 11: hundredfold.query.v1.ExemplarsResponse
-	(*ExemplarSeries)(nil),     // 12: hundredfold.query.v1.ExemplarSeries
-	(*Exemplar)(nil),           // 13: hundredfold.query.v1.Exemplar
-	(*MetadataRequest)(nil),    // 14: hundredfold.query.v1.MetadataRequest
-	(*MetadataResponse)(nil),   // 15: hundredfold.query.v1.MetadataResponse
-	(*Metadata)(nil),           // 16: hundredfold.query.v1.Metadata
-	(*StatsRequest)(nil),       // 17: hundredfold.query.v1.StatsRequest
-	(*StatsResponse)(nil),      // 18: hundredfold.query.v1.StatsResponse
-	(*Count)(nil),              // 19: hundredfold.query.v1.Count
-	(*PlacementsRequest)(nil),  // 20: hundredfold.query.v1.PlacementsRequest
-	(*PlacementsResponse)(nil), // 21: hundredfold.query.v1.PlacementsResponse
-	(*UploadedRequest)(nil),    // 22: hundredfold.query.v1.UploadedRequest
-	(*UploadedResponse)(nil),   // 23: hundredfold.query.v1.UploadedResponse
+	(Matcher_Type)(0),                // 0: hundredfold.query.v1.Matcher.Type
+	(*Matcher)(nil),                  // 1: hundredfold.query.v1.Matcher
+	(*Holding)(nil),                  // 2: hundredfold.query.v1.Holding
+	(*PlacementRef)(nil),             // 3: hundredfold.query.v1.PlacementRef
+	(*SelectRequest)(nil),            // 4: hundredfold.query.v1.SelectRequest
+	(*SelectResponse)(nil),           // 5: hundredfold.query.v1.SelectResponse
+	(*LabelsRequest)(nil),            // 6: hundredfold.query.v1.LabelsRequest
+	(*LabelsResponse)(nil),           // 7: hundredfold.query.v1.LabelsResponse
+	(*ExemplarsRequest)(nil),         // 8: hundredfold.query.v1.ExemplarsRequest
+	(*Selector)(nil),                 // 9: hundredfold.query.v1.Selector
+	(*Label)(nil),                    // 10: hundredfold.query.v1.Label
+	(*ExemplarsResponse)(nil),        // 11: hundredfold.query.v1.ExemplarsResponse
+	(*ExemplarSeries)(nil),           // 12: hundredfold.query.v1.ExemplarSeries
+	(*Exemplar)(nil),                 // 13: hundredfold.query.v1.Exemplar
+	(*MetadataRequest)(nil),          // 14: hundredfold.query.v1.MetadataRequest
+	(*MetadataResponse)(nil),         // 15: hundredfold.query.v1.MetadataResponse
+	(*Metadata)(nil),                 // 16: hundredfold.query.v1.Metadata
+	(*StatsRequest)(nil),             // 17: hundredfold.query.v1.StatsRequest
+	(*StatsResponse)(nil),            // 18: hundredfold.query.v1.StatsResponse
+	(*Count)(nil),                    // 19: hundredfold.query.v1.Count
+	(*PlacementsRequest)(nil),        // 20: hundredfold.query.v1.PlacementsRequest
+	(*PlacementsResponse)(nil),       // 21: hundredfold.query.v1.PlacementsResponse
+	(*UploadedRequest)(nil),          // 22: hundredfold.query.v1.UploadedRequest
+	(*UploadedResponse)(nil),         // 23: hundredfold.query.v1.UploadedResponse
+	(*ApplyDeletionsRequest)(nil),    // 24: hundredfold.query.v1.ApplyDeletionsRequest
+	(*ApplyDeletionsResponse)(nil),   // 25: hundredfold.query.v1.ApplyDeletionsResponse
+	(*CarriedOutDeletion)(nil),       // 26: hundredfold.query.v1.CarriedOutDeletion
+	(*RefreshDeletionsRequest)(nil),  // 27: hundredfold.query.v1.RefreshDeletionsRequest
+	(*RefreshDeletionsResponse)(nil), // 28: hundredfold.query.v1.RefreshDeletionsResponse
 }
 var file_query_v1_query_proto_depIdxs = []int32{
 	0,  // 0: hundredfold.query.v1.Matcher.type:type_name -> hundredfold.query.v1.Matcher.Type
@@ -1727,25 +1964,30 @@ var file_query_v1_query_proto_depIdxs = []int32{
 	19, // 17: hundredfold.query.v1.StatsResponse.series_by_label_value:type_name -> hundredfold.query.v1.Count
 	19, // 18: hundredfold.query.v1.StatsResponse.memory_by_label:type_name -> hundredfold.query.v1.Count
 	19, // 19: hundredfold.query.v1.StatsResponse.values_by_label:type_name -> hundredfold.query.v1.Count
-	4,  // 20: hundredfold.query.v1.RecentService.Select:input_type -> hundredfold.query.v1.SelectRequest
-	6,  // 21: hundredfold.query.v1.RecentService.Labels:input_type -> hundredfold.query.v1.LabelsRequest
-	8,  // 22: hundredfold.query.v1.RecentService.Exemplars:input_type -> hundredfold.query.v1.ExemplarsRequest
-	14, // 23: hundredfold.query.v1.RecentService.Metadata:input_type -> hundredfold.query.v1.MetadataRequest
-	17, // 24: hundredfold.query.v1.RecentService.Stats:input_type -> hundredfold.query.v1.StatsRequest
-	20, // 25: hundredfold.query.v1.RecentService.Placements:input_type -> hundredfold.query.v1.PlacementsRequest
-	22, // 26: hundredfold.query.v1.BlocksService.Uploaded:input_type -> hundredfold.query.v1.UploadedRequest
-	5,  // 27: hundredfold.query.v1.RecentService.Select:output_type -> hundredfold.query.v1.SelectResponse
-	7,  // 28: hundredfold.query.v1.RecentService.Labels:output_type -> hundredfold.query.v1.LabelsResponse
-	11, // 29: hundredfold.query.v1.RecentService.Exemplars:output_type -> hundredfold.query.v1.ExemplarsResponse
-	15, // 30: hundredfold.query.v1.RecentService.Metadata:output_type -> hundredfold.query.v1.MetadataResponse
-	18, // 31: hundredfold.query.v1.RecentService.Stats:output_type -> hundredfold.query.v1.StatsResponse
-	21, // 32: hundredfold.query.v1.RecentService.Placements:output_type -> hundredfold.query.v1.PlacementsResponse
-	23, // 33: hundredfold.query.v1.BlocksService.Uploaded:output_type -> hundredfold.query.v1.UploadedResponse
-	27, // [27:34] is the sub-list for method output_type
-	20, // [20:27] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	26, // 20: hundredfold.query.v1.ApplyDeletionsResponse.done:type_name -> hundredfold.query.v1.CarriedOutDeletion
+	4,  // 21: hundredfold.query.v1.RecentService.Select:input_type -> hundredfold.query.v1.SelectRequest
+	6,  // 22: hundredfold.query.v1.RecentService.Labels:input_type -> hundredfold.query.v1.LabelsRequest
+	8,  // 23: hundredfold.query.v1.RecentService.Exemplars:input_type -> hundredfold.query.v1.ExemplarsRequest
+	14, // 24: hundredfold.query.v1.RecentService.Metadata:input_type -> hundredfold.query.v1.MetadataRequest
+	17, // 25: hundredfold.query.v1.RecentService.Stats:input_type -> hundredfold.query.v1.StatsRequest
+	20, // 26: hundredfold.query.v1.RecentService.Placements:input_type -> hundredfold.query.v1.PlacementsRequest
+	24, // 27: hundredfold.query.v1.RecentService.ApplyDeletions:input_type -> hundredfold.query.v1.ApplyDeletionsRequest
+	22, // 28: hundredfold.query.v1.BlocksService.Uploaded:input_type -> hundredfold.query.v1.UploadedRequest
+	27, // 29: hundredfold.query.v1.BlocksService.RefreshDeletions:input_type -> hundredfold.query.v1.RefreshDeletionsRequest
+	5,  // 30: hundredfold.query.v1.RecentService.Select:output_type -> hundredfold.query.v1.SelectResponse
+	7,  // 31: hundredfold.query.v1.RecentService.Labels:output_type -> hundredfold.query.v1.LabelsResponse
+	11, // 32: hundredfold.query.v1.RecentService.Exemplars:output_type -> hundredfold.query.v1.ExemplarsResponse
+	15, // 33: hundredfold.query.v1.RecentService.Metadata:output_type -> hundredfold.query.v1.MetadataResponse
+	18, // 34: hundredfold.query.v1.RecentService.Stats:output_type -> hundredfold.query.v1.StatsResponse
+	21, // 35: hundredfold.query.v1.RecentService.Placements:output_type -> hundredfold.query.v1.PlacementsResponse
+	25, // 36: hundredfold.query.v1.RecentService.ApplyDeletions:output_type -> hundredfold.query.v1.ApplyDeletionsResponse
+	23, // 37: hundredfold.query.v1.BlocksService.Uploaded:output_type -> hundredfold.query.v1.UploadedResponse
+	28, // 38: hundredfold.query.v1.BlocksService.RefreshDeletions:output_type -> hundredfold.query.v1.RefreshDeletionsResponse
+	30, // [30:39] is the sub-list for method output_type
+	21, // [21:30] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_query_v1_query_proto_init() }
@@ -1759,7 +2001,7 @@ func file_query_v1_query_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_query_v1_query_proto_rawDesc), len(file_query_v1_query_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   23,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

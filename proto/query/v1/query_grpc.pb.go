@@ -21,12 +21,13 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	RecentService_Select_FullMethodName     = "/hundredfold.query.v1.RecentService/Select"
-	RecentService_Labels_FullMethodName     = "/hundredfold.query.v1.RecentService/Labels"
-	RecentService_Exemplars_FullMethodName  = "/hundredfold.query.v1.RecentService/Exemplars"
-	RecentService_Metadata_FullMethodName   = "/hundredfold.query.v1.RecentService/Metadata"
-	RecentService_Stats_FullMethodName      = "/hundredfold.query.v1.RecentService/Stats"
-	RecentService_Placements_FullMethodName = "/hundredfold.query.v1.RecentService/Placements"
+	RecentService_Select_FullMethodName         = "/hundredfold.query.v1.RecentService/Select"
+	RecentService_Labels_FullMethodName         = "/hundredfold.query.v1.RecentService/Labels"
+	RecentService_Exemplars_FullMethodName      = "/hundredfold.query.v1.RecentService/Exemplars"
+	RecentService_Metadata_FullMethodName       = "/hundredfold.query.v1.RecentService/Metadata"
+	RecentService_Stats_FullMethodName          = "/hundredfold.query.v1.RecentService/Stats"
+	RecentService_Placements_FullMethodName     = "/hundredfold.query.v1.RecentService/Placements"
+	RecentService_ApplyDeletions_FullMethodName = "/hundredfold.query.v1.RecentService/ApplyDeletions"
 )
 
 // RecentServiceClient is the client API for RecentService service.
@@ -45,6 +46,9 @@ type RecentServiceClient interface {
 	Stats(ctx context.Context, in *StatsRequest, opts ...grpc.CallOption) (*StatsResponse, error)
 	// Placements returns the definitions of placements that a Holding named.
 	Placements(ctx context.Context, in *PlacementsRequest, opts ...grpc.CallOption) (*PlacementsResponse, error)
+	// ApplyDeletions carries out the deletions of a tenant that are recorded in the bucket,
+	// on what the ingester holds.
+	ApplyDeletions(ctx context.Context, in *ApplyDeletionsRequest, opts ...grpc.CallOption) (*ApplyDeletionsResponse, error)
 }
 
 type recentServiceClient struct {
@@ -124,6 +128,16 @@ func (c *recentServiceClient) Placements(ctx context.Context, in *PlacementsRequ
 	return out, nil
 }
 
+func (c *recentServiceClient) ApplyDeletions(ctx context.Context, in *ApplyDeletionsRequest, opts ...grpc.CallOption) (*ApplyDeletionsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ApplyDeletionsResponse)
+	err := c.cc.Invoke(ctx, RecentService_ApplyDeletions_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // RecentServiceServer is the server API for RecentService service.
 // All implementations must embed UnimplementedRecentServiceServer
 // for forward compatibility.
@@ -140,6 +154,9 @@ type RecentServiceServer interface {
 	Stats(context.Context, *StatsRequest) (*StatsResponse, error)
 	// Placements returns the definitions of placements that a Holding named.
 	Placements(context.Context, *PlacementsRequest) (*PlacementsResponse, error)
+	// ApplyDeletions carries out the deletions of a tenant that are recorded in the bucket,
+	// on what the ingester holds.
+	ApplyDeletions(context.Context, *ApplyDeletionsRequest) (*ApplyDeletionsResponse, error)
 	mustEmbedUnimplementedRecentServiceServer()
 }
 
@@ -167,6 +184,9 @@ func (UnimplementedRecentServiceServer) Stats(context.Context, *StatsRequest) (*
 }
 func (UnimplementedRecentServiceServer) Placements(context.Context, *PlacementsRequest) (*PlacementsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Placements not implemented")
+}
+func (UnimplementedRecentServiceServer) ApplyDeletions(context.Context, *ApplyDeletionsRequest) (*ApplyDeletionsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ApplyDeletions not implemented")
 }
 func (UnimplementedRecentServiceServer) mustEmbedUnimplementedRecentServiceServer() {}
 func (UnimplementedRecentServiceServer) testEmbeddedByValue()                       {}
@@ -290,6 +310,24 @@ func _RecentService_Placements_Handler(srv interface{}, ctx context.Context, dec
 	return interceptor(ctx, in, info, handler)
 }
 
+func _RecentService_ApplyDeletions_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ApplyDeletionsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RecentServiceServer).ApplyDeletions(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RecentService_ApplyDeletions_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RecentServiceServer).ApplyDeletions(ctx, req.(*ApplyDeletionsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // RecentService_ServiceDesc is the grpc.ServiceDesc for RecentService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -317,6 +355,10 @@ var RecentService_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "Placements",
 			Handler:    _RecentService_Placements_Handler,
 		},
+		{
+			MethodName: "ApplyDeletions",
+			Handler:    _RecentService_ApplyDeletions_Handler,
+		},
 	},
 	Streams: []grpc.StreamDesc{
 		{
@@ -329,7 +371,8 @@ var RecentService_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	BlocksService_Uploaded_FullMethodName = "/hundredfold.query.v1.BlocksService/Uploaded"
+	BlocksService_Uploaded_FullMethodName         = "/hundredfold.query.v1.BlocksService/Uploaded"
+	BlocksService_RefreshDeletions_FullMethodName = "/hundredfold.query.v1.BlocksService/RefreshDeletions"
 )
 
 // BlocksServiceClient is the client API for BlocksService service.
@@ -341,6 +384,9 @@ type BlocksServiceClient interface {
 	// Uploaded is a hint that blocks are new in the bucket. The answer names those
 	// that queries of this querier read from there now.
 	Uploaded(ctx context.Context, in *UploadedRequest, opts ...grpc.CallOption) (*UploadedResponse, error)
+	// RefreshDeletions lists the deletions in the bucket. Queries that begin after the
+	// answer do not show what is deleted.
+	RefreshDeletions(ctx context.Context, in *RefreshDeletionsRequest, opts ...grpc.CallOption) (*RefreshDeletionsResponse, error)
 }
 
 type blocksServiceClient struct {
@@ -361,6 +407,16 @@ func (c *blocksServiceClient) Uploaded(ctx context.Context, in *UploadedRequest,
 	return out, nil
 }
 
+func (c *blocksServiceClient) RefreshDeletions(ctx context.Context, in *RefreshDeletionsRequest, opts ...grpc.CallOption) (*RefreshDeletionsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RefreshDeletionsResponse)
+	err := c.cc.Invoke(ctx, BlocksService_RefreshDeletions_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // BlocksServiceServer is the server API for BlocksService service.
 // All implementations must embed UnimplementedBlocksServiceServer
 // for forward compatibility.
@@ -370,6 +426,9 @@ type BlocksServiceServer interface {
 	// Uploaded is a hint that blocks are new in the bucket. The answer names those
 	// that queries of this querier read from there now.
 	Uploaded(context.Context, *UploadedRequest) (*UploadedResponse, error)
+	// RefreshDeletions lists the deletions in the bucket. Queries that begin after the
+	// answer do not show what is deleted.
+	RefreshDeletions(context.Context, *RefreshDeletionsRequest) (*RefreshDeletionsResponse, error)
 	mustEmbedUnimplementedBlocksServiceServer()
 }
 
@@ -382,6 +441,9 @@ type UnimplementedBlocksServiceServer struct{}
 
 func (UnimplementedBlocksServiceServer) Uploaded(context.Context, *UploadedRequest) (*UploadedResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Uploaded not implemented")
+}
+func (UnimplementedBlocksServiceServer) RefreshDeletions(context.Context, *RefreshDeletionsRequest) (*RefreshDeletionsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RefreshDeletions not implemented")
 }
 func (UnimplementedBlocksServiceServer) mustEmbedUnimplementedBlocksServiceServer() {}
 func (UnimplementedBlocksServiceServer) testEmbeddedByValue()                       {}
@@ -422,6 +484,24 @@ func _BlocksService_Uploaded_Handler(srv interface{}, ctx context.Context, dec f
 	return interceptor(ctx, in, info, handler)
 }
 
+func _BlocksService_RefreshDeletions_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RefreshDeletionsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(BlocksServiceServer).RefreshDeletions(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: BlocksService_RefreshDeletions_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(BlocksServiceServer).RefreshDeletions(ctx, req.(*RefreshDeletionsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // BlocksService_ServiceDesc is the grpc.ServiceDesc for BlocksService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -432,6 +512,10 @@ var BlocksService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Uploaded",
 			Handler:    _BlocksService_Uploaded_Handler,
+		},
+		{
+			MethodName: "RefreshDeletions",
+			Handler:    _BlocksService_RefreshDeletions_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -1,0 +1,516 @@
+package ingester
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/storage"
+	"github.com/prometheus/prometheus/tsdb"
+
+	"github.com/hundredfold/hundredfold/internal/blockstore"
+	"github.com/hundredfold/hundredfold/internal/deletion"
+	"github.com/hundredfold/hundredfold/internal/tenant"
+)
+
+const (
+	deletionsVersion = 1
+	// deletionsFolder is no tenant's name.
+	deletionsFolder = "~deletions"
+	// deletionsSkew is by how much clocks may differ of who accepts a deletion and who
+	// carries it out.
+	deletionsSkew = 10 * time.Minute
+	// deletionsKept is how long it is remembered that a deletion was carried out, once it
+	// is not active any more.
+	deletionsKept = 7 * 24 * time.Hour
+)
+
+// CarriedOut says that an ingester has carried out a deletion.
+type CarriedOut struct {
+	ID ulid.ULID
+	// Blocks were on this ingester's disk then. They may be in the bucket, or get there,
+	// as they were before.
+	Blocks []ulid.ULID
+}
+
+// tenantDeletions is what is known here of a tenant's deletions, across restarts and though
+// the tenant's folder may come and go.
+type tenantDeletions struct {
+	dir, name string
+	// applying is held by whoever carries deletions out.
+	applying turn
+
+	mu   sync.Mutex
+	read bool
+	disk deletionsDisk
+}
+
+// deletionsDisk is the format of the file.
+type deletionsDisk struct {
+	Version int `json:"version"`
+	// CheckedMs is when the active deletions were last listed with success, or when the
+	// tenant's folder was made: all that were recorded before are carried out here.
+	CheckedMs int64 `json:"checked_ms"`
+	// Done are the deletions that were carried out, with the blocks that were here then.
+	Done map[ulid.ULID][]ulid.ULID `json:"done"`
+}
+
+// deletionsOf returns what is known of a tenant's deletions. It is kept for good.
+func (i *Ingester) deletionsOf(id tenant.ID) *tenantDeletions {
+	d, _ := i.deletions.LoadOrStore(id, &tenantDeletions{
+		dir:      filepath.Join(i.cfg.Dir, deletionsFolder),
+		name:     string(id),
+		applying: newTurn(),
+	})
+	return d.(*tenantDeletions)
+}
+
+// trash returns where the folder of the tenant goes as a whole when a deletion takes it.
+func (d *tenantDeletions) trash(deletion ulid.ULID) string {
+	return filepath.Join(d.dir, d.name+trashMark+deletion.String())
+}
+
+// trashMark stands between the name of a tenant and the deletion that took its folder.
+const trashMark = "~"
+
+// openLocked reads the file, once.
+func (d *tenantDeletions) openLocked() error {
+	if d.read {
+		return nil
+	}
+	var disk deletionsDisk
+	path := filepath.Join(d.dir, d.name+".json")
+	text, err := os.ReadFile(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return fmt.Errorf("read the list of deletions: %w", err)
+	default:
+		if err = json.Unmarshal(text, &disk); err == nil && disk.Version != deletionsVersion {
+			err = fmt.Errorf("it has version %d, this build reads %d", disk.Version, deletionsVersion)
+		}
+		if err != nil {
+			return fmt.Errorf("decode %s (remove the file to carry out again the deletions that are not complete): %w", path, err)
+		}
+	}
+	if disk.Done == nil {
+		disk.Done = map[ulid.ULID][]ulid.ULID{}
+	}
+	d.disk = disk
+	if err := d.emptyTrashLocked(); err != nil {
+		return err
+	}
+	d.read = true
+	return nil
+}
+
+// emptyTrashLocked completes what a crash left half done: a folder that lies in the trash
+// was taken by a deletion, which is carried out with that.
+func (d *tenantDeletions) emptyTrashLocked() error {
+	entries, err := os.ReadDir(d.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("look for what deletions took: %w", err)
+	}
+	for _, entry := range entries {
+		text, ok := strings.CutPrefix(entry.Name(), d.name+trashMark)
+		id, err := ulid.ParseStrict(text)
+		if !ok || err != nil {
+			continue
+		}
+		if _, done := d.disk.Done[id]; !done {
+			blocks, err := blocksIn(d.trash(id))
+			if err != nil {
+				return err
+			}
+			d.disk.Done[id] = blocks
+			if err := d.saveLocked(); err != nil {
+				return err
+			}
+		}
+		if err := os.RemoveAll(d.trash(id)); err != nil {
+			return fmt.Errorf("remove what a deletion took: %w", err)
+		}
+	}
+	return nil
+}
+
+// blocksIn returns the names of the blocks in a folder.
+func blocksIn(dir string) ([]ulid.ULID, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("list blocks: %w", err)
+	}
+	var blocks []ulid.ULID
+	for _, entry := range entries {
+		if id, err := ulid.ParseStrict(entry.Name()); err == nil && entry.IsDir() {
+			blocks = append(blocks, id)
+		}
+	}
+	return blocks, nil
+}
+
+func (d *tenantDeletions) saveLocked() error {
+	d.disk.Version = deletionsVersion
+	text, err := json.Marshal(d.disk)
+	if err == nil {
+		err = os.MkdirAll(d.dir, 0o750)
+	}
+	if err == nil {
+		err = writeFile(filepath.Join(d.dir, d.name+".json"), text)
+	}
+	if err != nil {
+		return fmt.Errorf("write the list of deletions: %w", err)
+	}
+	return nil
+}
+
+// begin notes that the folder of the tenant is new, so that deletions that were accepted
+// before do not concern what comes.
+func (d *tenantDeletions) begin(now time.Time) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.openLocked(); err != nil {
+		return err
+	}
+	d.disk.CheckedMs = now.UnixMilli()
+	return d.saveLocked()
+}
+
+// concerns returns those of the deletions that have to be carried out here still, and
+// since when nothing was listed.
+func (d *tenantDeletions) concerns(all []blockstore.Deletion) (due []blockstore.Deletion, checked time.Time, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.openLocked(); err != nil {
+		return nil, time.Time{}, err
+	}
+	for k := range all {
+		_, done := d.disk.Done[all[k].ID]
+		if !done && all[k].Accepted.UnixMilli() >= d.disk.CheckedMs-deletionsSkew.Milliseconds() {
+			due = append(due, all[k])
+		}
+	}
+	return due, time.UnixMilli(d.disk.CheckedMs), nil
+}
+
+// carriedOut writes down that a deletion was carried out.
+func (d *tenantDeletions) carriedOut(id ulid.ULID, blocks []ulid.ULID) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.disk.Done[id] = blocks
+	return d.saveLocked()
+}
+
+// checked notes when the active deletions were listed, all of which are carried out, and
+// returns for each the blocks that were here then. What nobody will ask for any more is
+// dropped.
+func (d *tenantDeletions) checked(active []blockstore.Deletion, now time.Time) []CarriedOut {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.disk.CheckedMs = max(d.disk.CheckedMs, now.UnixMilli())
+	isActive := map[ulid.ULID]bool{}
+	var out []CarriedOut
+	for k := range active {
+		id := active[k].ID
+		isActive[id] = true
+		// One that was accepted before anything was held here has no blocks.
+		out = append(out, CarriedOut{ID: id, Blocks: d.disk.Done[id]})
+	}
+	for id := range d.disk.Done {
+		if !isActive[id] && now.Sub(ulid.Time(id.Time())) > deletionsKept {
+			delete(d.disk.Done, id)
+		}
+	}
+	return out
+}
+
+// ApplyDeletions carries out a tenant's deletions that are recorded in the bucket, and
+// returns those that are: what existed here when they were accepted is seen no more, and
+// not uploaded without being named. What comes later is stored and seen.
+func (i *Ingester) ApplyDeletions(ctx context.Context, id tenant.ID) ([]CarriedOut, error) {
+	d := i.deletionsOf(id)
+	if err := d.applying.take(ctx); err != nil {
+		return nil, fmt.Errorf("wait for other deletions of tenant %s: %w", id, err)
+	}
+	defer d.applying.give()
+	now := i.now()
+	active, due, err := i.dueDeletions(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	for k := range due {
+		if err := i.applyDeletion(ctx, id, d, &due[k]); err != nil {
+			return nil, fmt.Errorf("carry out deletion %s of tenant %s: %w", due[k].ID, id, err)
+		}
+	}
+	return d.checked(active, now), nil
+}
+
+// dueDeletions returns the active deletions of a tenant and those that have to be carried
+// out here. Who has not looked for long also looks at those that were completed meanwhile.
+func (i *Ingester) dueDeletions(ctx context.Context, id tenant.ID) (active, due []blockstore.Deletion, err error) {
+	found, err := i.deps.Store.DeletionsOf(ctx, id)
+	if err == nil {
+		err = found.Fault
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("list the deletions of tenant %s: %w", id, err)
+	}
+	for k := range found.Active {
+		active = append(active, found.Active[k].Deletion)
+	}
+	d := i.deletionsOf(id)
+	due, checked, err := d.concerns(active)
+	if err != nil || i.now().Sub(checked) < deletionsSkew {
+		return active, due, err
+	}
+	receipts, err := i.deps.Store.Receipts(ctx, id, checked.Add(-deletionsSkew))
+	if err != nil {
+		return nil, nil, err
+	}
+	var completed []blockstore.Deletion
+	for k := range receipts {
+		completed = append(completed, receipts[k].Deletion)
+	}
+	missed, _, err := d.concerns(completed)
+	return active, append(due, missed...), err
+}
+
+// deletionsDone returns an error if there are deletions of the tenant that are not carried
+// out here: a block that was not touched by them must not be given away. Maintenance does
+// so then.
+func (t *tenantDB) deletionsDone(ctx context.Context) error {
+	_, due, err := t.ing.dueDeletions(ctx, t.id)
+	if err == nil && len(due) > 0 {
+		t.deletionsDue.Store(true)
+		err = errDeletionsDue
+	}
+	return err
+}
+
+// errDeletionsDue says that deletions have to be carried out first.
+var errDeletionsDue = errors.New("a deletion of the tenant has to be carried out first")
+
+// applyDeletion carries out one deletion and writes that down.
+func (i *Ingester) applyDeletion(ctx context.Context, id tenant.ID, log *tenantDeletions, d *blockstore.Deletion) (err error) {
+	start := i.now()
+	var blocks []ulid.ULID
+	t := i.lookup(id)
+	switch {
+	case t == nil:
+		// Nothing is held, unless an attempt before this one ended half way.
+		if blocks, err = blocksIn(log.trash(d.ID)); err == nil || errors.Is(err, fs.ErrNotExist) {
+			err = log.carriedOut(d.ID, blocks)
+		}
+	case d.WholeTenant:
+		blocks, err = t.dropAll(ctx, log, d.ID)
+	default:
+		if blocks, err = t.deleteSeries(ctx, d); err == nil {
+			err = log.carriedOut(d.ID, blocks)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	i.logger.Info("Carried out a deletion", "tenant", id, "deletion", d.ID, "selectors", d.Selectors, "whole_tenant", d.WholeTenant,
+		"local_blocks", len(blocks), "took", i.now().Sub(start))
+	return nil
+}
+
+// deleteSeries deletes samples from head and local blocks.
+//
+// The head's own way to delete would not do: it hides a range of a series, so that what
+// comes late to that range is hidden as well, and out-of-order samples come back when
+// they are cut. So the series are first cut out of the head, whole, into blocks, and the
+// blocks are written anew without what is deleted. Samples that come later make new series
+// in the head. The blocks of before count as those that were here: they may be in the
+// bucket.
+func (t *tenantDB) deleteSeries(ctx context.Context, d *blockstore.Deletion) ([]ulid.ULID, error) {
+	selectors := make([][]*labels.Matcher, len(d.Selectors))
+	for k, selector := range d.Selectors {
+		matchers, err := deletion.ParseSelector(selector)
+		if err != nil {
+			return nil, err
+		}
+		selectors[k] = matchers
+	}
+	db, release, err := t.acquire()
+	if errors.Is(err, errClosed) {
+		return nil, nil // Nothing is held.
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	// Not during a cut, which would be waited for with writes held back.
+	if err := t.cutting.take(ctx); err != nil {
+		return nil, fmt.Errorf("wait for a cut: %w", err)
+	}
+	defer t.cutting.give()
+	if err := t.cutSeries(ctx, db, d, selectors); err != nil {
+		return nil, err
+	}
+	// The TSDB's queriers panic on series with several deleted ranges, so no block keeps
+	// tombstones: those of an attempt that ended half way go first.
+	var blocks []ulid.ULID
+	for _, step := range []func(*tsdb.Block) error{
+		func(*tsdb.Block) error { return nil },
+		func(b *tsdb.Block) error { return deleteFrom(ctx, b, d, selectors) },
+	} {
+		for _, b := range db.Blocks() {
+			blocks = append(blocks, b.Meta().ULID)
+			if err := step(b); err != nil {
+				return nil, fmt.Errorf("block %s: %w", b.Meta().ULID, err)
+			}
+		}
+		if err := db.CleanTombstones(); err != nil {
+			return nil, fmt.Errorf("write blocks anew: %w", err)
+		}
+	}
+	slices.SortFunc(blocks, ulid.ULID.Compare)
+	return slices.Compact(blocks), nil
+}
+
+// deleteFrom gives a block tombstones.
+func deleteFrom(ctx context.Context, b *tsdb.Block, d *blockstore.Deletion, selectors [][]*labels.Matcher) error {
+	if !b.OverlapsClosedInterval(d.MinMs, d.MaxMs) {
+		return nil
+	}
+	for _, matchers := range selectors {
+		if err := b.Delete(ctx, d.MinMs, d.MaxMs, matchers...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// cutSeries cuts the series that a deletion selects out of the head, if the head may have
+// samples of its time. Writes are held back meanwhile.
+func (t *tenantDB) cutSeries(ctx context.Context, db *tsdb.DB, d *blockstore.Deletion, selectors [][]*labels.Matcher) error {
+	if !headOverlaps(db, d.MinMs, d.MaxMs) {
+		return nil
+	}
+	if err := t.appending.take(ctx); err != nil {
+		return fmt.Errorf("wait for writes: %w", err)
+	}
+	defer t.appending.give()
+	if t.broken.Load() {
+		return errBroken
+	}
+	refs, err := selectedSeries(ctx, db, selectors)
+	if err != nil || len(refs) == 0 {
+		return err
+	}
+	if err := t.roomToCut(db); err != nil {
+		return err
+	}
+	// Series with out-of-order samples are not cut otherwise.
+	if err := db.CompactOOOHead(ctx); err != nil {
+		return fmt.Errorf("cut blocks of out-of-order samples: %w", err)
+	}
+	if err := db.CompactSelectedSeries(refs); err != nil {
+		return fmt.Errorf("cut the series: %w", err)
+	}
+	t.app.table.dropRefs(refs)
+	return nil
+}
+
+// headOverlaps reports whether the head may have samples between mint and maxt.
+func headOverlaps(db *tsdb.DB, mint, maxt int64) bool {
+	head := db.Head()
+	if head.NumSeries() == 0 || head.MinTime() == math.MaxInt64 {
+		return false
+	}
+	return maxt >= min(head.MinTime(), head.MinOOOTime()) && mint <= head.MaxTime()
+}
+
+// selectedSeries returns the series in the head that any of the selectors matches.
+func selectedSeries(ctx context.Context, db *tsdb.DB, selectors [][]*labels.Matcher) ([]storage.SeriesRef, error) {
+	index, err := db.Head().Index()
+	if err != nil {
+		return nil, err
+	}
+	var refs []storage.SeriesRef
+	for _, matchers := range selectors {
+		postings, err := tsdb.PostingsForMatchers(ctx, index, matchers...)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("select series: %w", err), index.Close())
+		}
+		for postings.Next() {
+			refs = append(refs, postings.At())
+		}
+		if err := postings.Err(); err != nil {
+			return nil, errors.Join(fmt.Errorf("select series: %w", err), index.Close())
+		}
+	}
+	return refs, index.Close()
+}
+
+// dropAll deletes all that is held of the tenant, without uploading it, and returns the
+// local blocks that there were. The next write begins anew: only once it is written down
+// that the deletion was carried out, so that it never takes what comes later.
+func (t *tenantDB) dropAll(ctx context.Context, log *tenantDeletions, id ulid.ULID) ([]ulid.ULID, error) {
+	if err := t.lockWorking(ctx); err != nil {
+		return nil, fmt.Errorf("wait for a cut or an upload: %w", err)
+	}
+	defer t.working.Unlock()
+	if err := t.close(); err != nil {
+		t.log.Warn("Closing the TSDB of a deleted tenant reported an error; it is deleted all the same", "err", err)
+	}
+	blocks, err := t.takeAway(log, id)
+	if err != nil {
+		// It is closed for good: whoever comes next opens what is in the folder.
+		t.ing.forget(t)
+		return nil, err
+	}
+	return blocks, errors.Join(t.ing.remove(t), os.RemoveAll(log.trash(id)))
+}
+
+// takeAway moves the folder of a closed tenant away and writes that down.
+func (t *tenantDB) takeAway(log *tenantDeletions, id ulid.ULID) ([]ulid.ULID, error) {
+	blocks, err := blocksIn(t.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, log.carriedOut(id, nil)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if held := t.held.Load(); held != nil {
+		held.shipped.release(t.ing.now().Add(maxAhead).UnixMilli()) // Nothing of before is here: see holding.
+	}
+	if err := os.MkdirAll(log.dir, 0o750); err != nil {
+		return nil, err
+	}
+	if err := os.Rename(t.dir, log.trash(id)); err != nil {
+		return nil, fmt.Errorf("take away the folder of a deleted tenant: %w", err)
+	}
+	return blocks, log.carriedOut(id, blocks)
+}
+
+// lockWorking locks working, or gives up when ctx ends.
+func (t *tenantDB) lockWorking(ctx context.Context) error {
+	retry := time.NewTicker(10 * time.Millisecond)
+	defer retry.Stop()
+	for !t.working.TryLock() {
+		select {
+		case <-retry.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}

@@ -1,0 +1,213 @@
+package ingester
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+	"github.com/stretchr/testify/require"
+
+	"github.com/hundredfold/hundredfold/internal/blockstore"
+	"github.com/hundredfold/hundredfold/internal/tenant"
+)
+
+func (f *fixture) store() *blockstore.Store { return f.deps.Store }
+
+// accept records a deletion of series between two times after noon.
+func (f *fixture) accept(id tenant.ID, from, to time.Duration, series ...string) blockstore.Deletion {
+	f.t.Helper()
+	d := blockstore.Deletion{
+		ID: ulid.Make(), Accepted: f.Ingester.now(), Blocks: []ulid.ULID{},
+		Selectors: []string{fmt.Sprintf(`{__name__="m",s=~"%s"}`, strings.Join(series, "|"))},
+		MinMs:     noon.Add(from).UnixMilli(), MaxMs: min(noon.Add(to).UnixMilli(), f.Ingester.now().UnixMilli()),
+	}
+	require.NoError(f.t, f.store().PutDeletion(context.Background(), id, d))
+	return d
+}
+
+func (f *fixture) apply(id tenant.ID) []CarriedOut {
+	f.t.Helper()
+	done, err := f.ApplyDeletions(context.Background(), id)
+	require.NoError(f.t, err)
+	return done
+}
+
+func TestADeletionHidesWhatIsThereAndNotWhatComesLater(t *testing.T) {
+	f := newFixture(t)
+	f.push("a", sample{"x", time.Minute, 1}, sample{"y", time.Minute, 1})
+	f.push("a", sample{"x", 3 * time.Minute, 3}, sample{"y", 3 * time.Minute, 3})
+	f.push("a", sample{"x", 2 * time.Minute, 2}) // out of order
+	f.advance(10 * time.Minute)
+	d := f.accept("a", 0, 150*time.Second, "x")
+	done := f.apply("a")
+	require.Len(t, done, 1)
+	require.Equal(t, d.ID, done[0].ID)
+	require.NotEmpty(t, done[0].Blocks)
+	want := map[string][]string{"x": {"3m0s 3"}, "y": {"1m0s 1", "3m0s 3"}}
+	require.Equal(t, want, f.stored("a"))
+	f.restart()
+	require.Equal(t, want, f.stored("a"))
+
+	// The same samples again, late, and others.
+	f.push("a", sample{"x", time.Minute, 1}, sample{"x", 90 * time.Second, 9})
+	want["x"] = []string{"1m0s 1", "1m30s 9", "3m0s 3"}
+	require.Equal(t, want, f.stored("a"))
+	require.Equal(t, done, f.apply("a"), "it is not carried out twice")
+	require.Equal(t, want, f.stored("a"))
+	require.NoError(t, f.Flush(context.Background(), "a"))
+	f.restart()
+	require.Equal(t, want, f.stored("a"))
+	f.push("a", sample{"x", 5 * time.Minute, 5}, sample{"y", 5 * time.Minute, 5})
+}
+
+func TestNothingIsUploadedBeforeADeletionIsCarriedOut(t *testing.T) {
+	f := newFixture(t)
+	f.push("a", sample{"x", time.Minute, 1}, sample{"y", time.Minute, 1})
+	f.advance(2 * time.Hour) // the tenant is idle
+	f.accept("a", 0, time.Hour, "x")
+	require.ErrorIs(t, f.lookup("a").maintain(context.Background()), errDeletionsDue)
+	require.Empty(t, f.uploads)
+	f.round("a")
+	require.NotEmpty(t, f.uploads)
+	require.Equal(t, map[string][]string{"y": {"1m0s 1"}}, f.inBucket("a"))
+}
+
+func TestAnIngesterThatWasAwayCarriesOutWhatWasCompletedMeanwhile(t *testing.T) {
+	f := newFixture(t)
+	f.seeAll = false
+	f.push("a", sample{"x", time.Minute, 1}, sample{"y", time.Minute, 1})
+	f.apply("a")
+	require.NoError(t, f.close())
+	f.advance(24 * time.Hour)
+	d := f.accept("a", 0, time.Hour, "x")
+	require.NoError(t, f.store().FinishDeletion(context.Background(), "a", blockstore.Receipt{Deletion: d}))
+	f.advance(24 * time.Hour)
+	f.open()
+	require.Empty(t, f.apply("a"), "none is active")
+	require.Equal(t, map[string][]string{"y": {"1m0s 1"}}, f.stored("a"))
+}
+
+func TestAnOlderDeletionDoesNotConcernATenantThatBegins(t *testing.T) {
+	f := newFixture(t)
+	d := f.accept("a", -time.Hour, 0, "x")
+	require.Equal(t, []CarriedOut{{ID: d.ID}}, f.apply("a"))
+	f.advance(time.Minute)
+	f.push("a", sample{"x", -time.Minute, 1})
+	require.Equal(t, []CarriedOut{{ID: d.ID}}, f.apply("a"))
+	require.Len(t, f.stored("a")["x"], 1)
+	require.NoError(t, os.Remove(filepath.Join(f.Ingester.cfg.Dir, deletionsFolder, "a.json")))
+}
+
+func TestADeletedTenantBeginsAnew(t *testing.T) {
+	f := newFixture(t)
+	f.push("a", sample{"x", time.Minute, 1})
+	f.push("b", sample{"x", time.Minute, 1})
+	require.NoError(t, f.Flush(context.Background(), "a"))
+	uploads := len(f.uploads)
+	f.push("a", sample{"x", 2 * time.Minute, 2})
+	d := blockstore.Deletion{ID: ulid.Make(), WholeTenant: true, MinMs: math.MinInt64, MaxMs: math.MaxInt64, Accepted: f.Ingester.now(), Blocks: []ulid.ULID{}}
+	require.NoError(t, f.store().PutDeletion(context.Background(), "a", d))
+	done := f.apply("a")
+	require.Len(t, done[0].Blocks, 1)
+	require.Empty(t, f.stored("a"))
+	require.Len(t, f.stored("b")["x"], 1)
+	require.Len(t, f.uploads, uploads)
+	f.push("a", sample{"x", time.Minute, 7})
+	require.Equal(t, done, f.apply("a"))
+	f.restart()
+	require.Equal(t, done, f.apply("a"))
+	require.Equal(t, map[string][]string{"x": {"1m0s 7"}}, f.stored("a"))
+}
+
+func TestAFolderThatACrashLeftInTheTrashIsCarriedOut(t *testing.T) {
+	f := newFixture(t)
+	f.push("a", sample{"x", time.Minute, 1})
+	require.NoError(t, f.Flush(context.Background(), "a"))
+	d := blockstore.Deletion{ID: ulid.Make(), WholeTenant: true, MinMs: math.MinInt64, MaxMs: math.MaxInt64, Accepted: f.Ingester.now(), Blocks: []ulid.ULID{}}
+	require.NoError(t, f.store().PutDeletion(context.Background(), "a", d))
+	require.NoError(t, f.close())
+	log := f.deletionsOf("a")
+	require.NoError(t, os.MkdirAll(log.dir, 0o750))
+	require.NoError(t, os.Rename(filepath.Join(f.Ingester.cfg.Dir, "a"), log.trash(d.ID)))
+	f.open()
+	f.push("a", sample{"x", 2 * time.Minute, 2}) // it is the tenant's new beginning
+	done := f.apply("a")
+	require.Len(t, done[0].Blocks, 1)
+	require.Equal(t, map[string][]string{"x": {"2m0s 2"}}, f.stored("a"))
+	require.NoDirExists(t, f.deletionsOf("a").trash(d.ID))
+}
+
+// TestDeletionsAgainstATwin does what may happen to a tenant in any order and compares
+// what is seen with a map.
+func TestDeletionsAgainstATwin(t *testing.T) {
+	for seed := range uint64(12) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			random := rand.New(rand.NewPCG(seed, 1))
+			f := newFixture(t)
+			f.seeAll = false // so that all stays here
+			twin := map[string]map[int64]bool{"x": {}, "y": {}, "z": {}}
+			names := []string{"x", "y", "z"}
+			newest := time.Duration(0)
+			for step := range 60 {
+				switch k := random.IntN(20); {
+				case k < 9:
+					newest += time.Duration(random.IntN(900)) * time.Second
+					f.advance(noon.Add(newest).Sub(f.Ingester.now()))
+					f.twinPush(twin, names[random.IntN(3)], newest)
+				case k < 13:
+					f.twinPush(twin, names[random.IntN(3)], newest-time.Duration(random.IntN(9000))*time.Second)
+				case k < 16:
+					from := newest - time.Duration(random.IntN(9000))*time.Second
+					to := from + time.Duration(random.IntN(7200))*time.Second
+					name := names[random.IntN(3)]
+					d := f.accept("a", from, to, name, "nothing")
+					for at := range twin[name] {
+						if at >= d.MinMs && at <= d.MaxMs {
+							delete(twin[name], at)
+						}
+					}
+					f.apply("a")
+				case k < 17:
+					f.restart()
+				case k < 18:
+					require.NoError(t, f.Flush(context.Background(), "a"))
+				case f.lookup("a") != nil:
+					f.round("a")
+				}
+				f.requireTwin(twin, step)
+			}
+		})
+	}
+}
+
+func (f *fixture) twinPush(twin map[string]map[int64]bool, series string, at time.Duration) {
+	f.t.Helper()
+	result := f.offer("a", batch(sample{series, at, 1}))
+	if result.Written.Samples == 1 {
+		twin[series][noon.Add(at).UnixMilli()] = true
+	}
+}
+
+func (f *fixture) requireTwin(twin map[string]map[int64]bool, step int) {
+	f.t.Helper()
+	want := map[string][]string{}
+	for series, times := range twin {
+		var ats []int64
+		for at := range times {
+			ats = append(ats, at-noon.UnixMilli())
+		}
+		slices.Sort(ats)
+		for _, at := range ats {
+			want[series] = append(want[series], fmt.Sprintf("%s 1", time.Duration(at)*time.Millisecond))
+		}
+	}
+	require.Equal(f.t, want, f.stored("a"), "step %d", step)
+}
