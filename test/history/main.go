@@ -48,6 +48,7 @@ func command(ctx context.Context, args []string) error {
 		"bench":    bench,
 		"compact":  compact,
 		"generate": generate,
+		"import":   imports,
 		"serve":    serve,
 		"start":    start,
 	}
