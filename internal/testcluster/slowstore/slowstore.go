@@ -71,6 +71,11 @@ func New(cfg Config, target *url.URL) *Proxy {
 			ReadBufferSize: bufferSize, WriteBufferSize: bufferSize,
 		},
 		BufferPool: &buffers{},
+		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
+			if r.Context().Err() == nil { // else the client is gone, as one that hedges its requests may be
+				http.Error(w, err.Error(), http.StatusBadGateway)
+			}
+		},
 	}
 	return p
 }
