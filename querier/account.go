@@ -51,6 +51,14 @@ func accountOf(ctx context.Context) *account {
 	return a
 }
 
+// budgetOf returns what readers of blocks charge in ctx; nil: nothing.
+func budgetOf(ctx context.Context) remoteblock.Budget {
+	if a := accountOf(ctx); a != nil {
+		return a
+	}
+	return nil
+}
+
 // part returns an account of a part of the query that ends before it. What the part
 // holds is held by the whole, until release.
 func (a *account) part() *account { return &account{of: a} }

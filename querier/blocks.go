@@ -59,10 +59,15 @@ type openBlock struct {
 // failure returns an error of reading a block as the query reports it: damage stays, and
 // what else happens on the way to the object store goes away.
 func (q *Querier) failure(ctx context.Context, key blockKey, err error) error {
-	var known *blockError
+	var (
+		known *blockError
+		limit *limitError
+	)
 	switch {
 	case err == nil, errors.As(err, &known):
 		return err
+	case errors.As(err, &limit):
+		return limit // there is nothing wrong with the block
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	case errors.Is(err, blockstore.ErrBlockNotFound):
@@ -103,7 +108,7 @@ func (s *session[R]) openBlock(ctx context.Context, meta *blockstore.Block) (*re
 	if b.reader != nil {
 		return b.reader, nil
 	}
-	reader, err := s.q.blocks.Open(ctx, id, *meta, nil)
+	reader, err := s.q.blocks.Open(ctx, id, *meta, budgetOf(ctx))
 	if err != nil {
 		return nil, err
 	}
@@ -114,17 +119,40 @@ func (s *session[R]) openBlock(ctx context.Context, meta *blockstore.Block) (*re
 
 // readBlock calls read with a querier of one block, which is closed with the session.
 func (s *session[R]) readBlock(ctx context.Context, view *tenantView, meta *blockstore.Block, within timeRange, withChunks bool, read func(R) error) error {
-	block, err := s.block(ctx, meta, within, withChunks)
-	if err != nil {
-		return err
-	}
-	block = mask.Block(externallabels.Add(block, meta.Extension.ExternalLabels), view.filters(meta)...)
-	r, err := s.ofBlock(trim(block, within), within.mint, within.maxt)
+	r, err := s.blockReader(ctx, view, meta, within, withChunks)
 	if err == nil {
-		s.closeLater(r.Close)
 		err = read(r)
 	}
 	return s.q.failure(ctx, blockKey{s.mu.tenant, meta.Meta.ULID}, err)
+}
+
+// blockReader returns a reader of a block without what view hides of it: of the block
+// itself, or of what the queriers that own it send.
+func (s *session[R]) blockReader(ctx context.Context, view *tenantView, meta *blockstore.Block, within timeRange, withChunks bool) (R, error) {
+	peers := s.q.owners.of(s.mu.tenant, meta.Meta.ULID)
+	if len(peers) == 0 {
+		return s.openHere(ctx, meta, view.filters(meta), within, withChunks)
+	}
+	owned := ownedBlock{owners: s.q.owners, peers: peers, tenant: s.mu.tenant, block: meta, within: within}
+	r := s.ofOwned(owned, func(ctx context.Context) (R, error) { return s.openHere(ctx, meta, nil, within, withChunks) })
+	return s.mask(r, view.filters(meta)), nil
+}
+
+// openHere returns a reader of a block itself without what filters hide, which is closed
+// with the session.
+func (s *session[R]) openHere(ctx context.Context, meta *blockstore.Block, filters []mask.Filter, within timeRange, withChunks bool) (R, error) {
+	var none R
+	block, err := s.block(ctx, meta, within, withChunks)
+	if err != nil {
+		return none, err
+	}
+	block = mask.Block(externallabels.Add(block, meta.Extension.ExternalLabels), filters...)
+	r, err := s.ofBlock(trim(block, within), within.mint, within.maxt)
+	if err != nil {
+		return none, err
+	}
+	s.closeLater(r.Close)
+	return r, nil
 }
 
 // eachBlock calls read for all blocks, many at once.

@@ -147,9 +147,13 @@ func TestAnswersAreThoseOfOnePlainTSDB(t *testing.T) {
 	for _, where := range []struct {
 		name string
 		opt  rigOption
-	}{{"blocks in place", rigOption{inPlace: true}}, {"copies of blocks", rigOption{}}} {
+		lent bool
+	}{{"blocks in place", rigOption{inPlace: true}, false}, {"copies of blocks", rigOption{}, false}, {"blocks of other queriers", rigOption{}, true}} {
 		t.Run(where.name, func(t *testing.T) {
 			r := halves(t, where.opt)
+			if where.lent {
+				r.lend()
+			}
 			at := func(offset int64) string { return fmt.Sprint((worldStart + offset) / 1000) }
 			var paths []string
 			for _, query := range []string{

@@ -26,6 +26,7 @@ import (
 	"github.com/prometheus/prometheus/tsdb"
 
 	"github.com/hundredfold/hundredfold/internal/blockstore"
+	"github.com/hundredfold/hundredfold/internal/cluster"
 	"github.com/hundredfold/hundredfold/internal/remoteblock"
 	"github.com/hundredfold/hundredfold/internal/tenant"
 )
@@ -111,6 +112,7 @@ type Querier struct {
 	gate    *gate
 	started time.Time
 	handler http.Handler
+	owners  *owners // nil: there are no other queriers
 }
 
 // New returns a Querier over the recent samples of edge and the blocks in store.
@@ -143,6 +145,15 @@ func New(cfg Config, edge Edge, store *blockstore.Store, limits tenant.LimitsFun
 	m.observeView(reg, q.views.age)
 	q.handler = q.newHandler()
 	return q, nil
+}
+
+// Share lets the queriers of a cluster own the blocks in the bucket, unless that is on this
+// machine: each reads its own, and asks the others for the rest. It is called once, before
+// anything else. See RegisterBlocks.
+func (q *Querier) Share(src cluster.Source, conns Conns, reg prometheus.Registerer) {
+	if !q.views.store.InPlace() {
+		q.owners = newOwners(src, conns, q.logger, reg)
+	}
 }
 
 // Run keeps the view of the bucket fresh until ctx ends. Queries that run then go on

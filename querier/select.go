@@ -36,11 +36,11 @@ func (q *Querier) Queryable() storage.SampleAndChunkQueryable { return queryable
 type queryable struct{ q *Querier }
 
 func (qa queryable) Querier(mint, maxt int64) (storage.Querier, error) {
-	return &sampleQuerier{session: newSession(qa.q, timeRange{mint, maxt}, qa.q.edge.samples, tsdb.NewBlockQuerier, maskSamples)}, nil
+	return &sampleQuerier{session: newSession(qa.q, timeRange{mint, maxt}, qa.q.edge.samples, tsdb.NewBlockQuerier, readOwnedSamples, maskSamples)}, nil
 }
 
 func (qa queryable) ChunkQuerier(mint, maxt int64) (storage.ChunkQuerier, error) {
-	return &chunkQuerier{session: newSession(qa.q, timeRange{mint, maxt}, qa.q.edge.chunks, tsdb.NewBlockChunkQuerier, maskChunks)}, nil
+	return &chunkQuerier{session: newSession(qa.q, timeRange{mint, maxt}, qa.q.edge.chunks, tsdb.NewBlockChunkQuerier, readOwnedChunks, maskChunks)}, nil
 }
 
 // timeRange is in milliseconds, both ends inclusive.
@@ -57,6 +57,7 @@ type session[R reader] struct {
 	q        *Querier
 	ofRecent func(tenant.ID, timeRange) (recent[R], error)
 	ofBlock  func(tsdb.BlockReader, int64, int64) (R, error)
+	ofOwned  func(ownedBlock, func(context.Context) (R, error)) R
 	mask     func(R, []mask.Filter) R
 
 	// background counts the goroutines that read blocks for Selects.
@@ -80,8 +81,10 @@ type holders[R reader] struct {
 	view   *tenantView        // that the blocks are of
 }
 
-func newSession[R reader](q *Querier, within timeRange, ofRecent func(tenant.ID, timeRange) (recent[R], error), ofBlock func(tsdb.BlockReader, int64, int64) (R, error), masked func(R, []mask.Filter) R) *session[R] {
-	s := &session[R]{q: q, timeRange: within, ofRecent: ofRecent, ofBlock: ofBlock, mask: masked}
+func newSession[R reader](q *Querier, within timeRange, ofRecent func(tenant.ID, timeRange) (recent[R], error), ofBlock func(tsdb.BlockReader, int64, int64) (R, error),
+	ofOwned func(ownedBlock, func(context.Context) (R, error)) R, masked func(R, []mask.Filter) R,
+) *session[R] {
+	s := &session[R]{q: q, timeRange: within, ofRecent: ofRecent, ofBlock: ofBlock, ofOwned: ofOwned, mask: masked}
 	s.mu.blocks = map[ulid.ULID]*openBlock{}
 	return s
 }

@@ -17,14 +17,16 @@ import (
 const uploadedPatience = 10 * time.Second
 
 // RegisterBlocks serves queryv1.BlocksService, by which ingesters tell which blocks they
-// have uploaded and learn which of them queries read.
+// have uploaded and learn which of them queries read, and other queriers read those that
+// this one owns.
 func (q *Querier) RegisterBlocks(r grpc.ServiceRegistrar) {
-	queryv1.RegisterBlocksServiceServer(r, &blocksServer{q: q})
+	queryv1.RegisterBlocksServiceServer(r, &blocksServer{q: q, serving: make(chan struct{}, servedAtOnce)})
 }
 
 type blocksServer struct {
 	queryv1.UnimplementedBlocksServiceServer
-	q *Querier
+	q       *Querier
+	serving chan struct{} // holds one for each block that is read for another querier
 }
 
 // Uploaded implements queryv1.BlocksServiceServer. Blocks that are not read already are

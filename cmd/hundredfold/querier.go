@@ -40,6 +40,9 @@ func (p *process) newQuerier(from querier.Edge) (*querier.Querier, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start the querier: %w", err)
 	}
+	if p.member != nil {
+		q.Share(p.member.node, p.member.pool, p.registry)
+	}
 	p.readiness.Check("querier", func() string {
 		if err := q.Ready(); err != nil {
 			return err.Error()

@@ -100,6 +100,10 @@ func (s *Store) readRange(ctx context.Context, name string, p []byte, offset int
 	return err
 }
 
+// InPlace reports whether the bucket is on this machine, so that blocks are read where
+// they lie.
+func (s *Store) InPlace() bool { return s.local != nil }
+
 // OpenFile opens a block's file where it lies on this machine; ok is false if the bucket
 // is elsewhere or there is no such file. It stays readable after the block was deleted.
 func (s *Store) OpenFile(id tenant.ID, block ulid.ULID, file string) (f *os.File, ok bool) {

@@ -1757,6 +1757,436 @@ func (*RefreshDeletionsResponse) Descriptor() ([]byte, []int) {
 	return file_query_v1_query_proto_rawDescGZIP(), []int{27}
 }
 
+// Block names a block in the bucket, and says of it what its meta.json does, so that
+// one can be read that is not in the view of the reader.
+type Block struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// id is its ULID, of 16 bytes.
+	Id []byte `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// min_ms is inclusive, max_ms exclusive.
+	MinMs  int64  `protobuf:"varint,2,opt,name=min_ms,json=minMs,proto3" json:"min_ms,omitempty"`
+	MaxMs  int64  `protobuf:"varint,3,opt,name=max_ms,json=maxMs,proto3" json:"max_ms,omitempty"`
+	Series uint64 `protobuf:"varint,4,opt,name=series,proto3" json:"series,omitempty"`
+	Chunks uint64 `protobuf:"varint,5,opt,name=chunks,proto3" json:"chunks,omitempty"`
+	// external_labels are added to all series before any are selected.
+	ExternalLabels []*Label `protobuf:"bytes,6,rep,name=external_labels,json=externalLabels,proto3" json:"external_labels,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Block) Reset() {
+	*x = Block{}
+	mi := &file_query_v1_query_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Block) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Block) ProtoMessage() {}
+
+func (x *Block) ProtoReflect() protoreflect.Message {
+	mi := &file_query_v1_query_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Block.ProtoReflect.Descriptor instead.
+func (*Block) Descriptor() ([]byte, []int) {
+	return file_query_v1_query_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *Block) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *Block) GetMinMs() int64 {
+	if x != nil {
+		return x.MinMs
+	}
+	return 0
+}
+
+func (x *Block) GetMaxMs() int64 {
+	if x != nil {
+		return x.MaxMs
+	}
+	return 0
+}
+
+func (x *Block) GetSeries() uint64 {
+	if x != nil {
+		return x.Series
+	}
+	return 0
+}
+
+func (x *Block) GetChunks() uint64 {
+	if x != nil {
+		return x.Chunks
+	}
+	return 0
+}
+
+func (x *Block) GetExternalLabels() []*Label {
+	if x != nil {
+		return x.ExternalLabels
+	}
+	return nil
+}
+
+// SelectBlockRequest asks a querier for series of a block that it owns.
+type SelectBlockRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Tenant string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Block  *Block                 `protobuf:"bytes,2,opt,name=block,proto3" json:"block,omitempty"`
+	// min_ms and max_ms are inclusive.
+	MinMs    int64      `protobuf:"varint,3,opt,name=min_ms,json=minMs,proto3" json:"min_ms,omitempty"`
+	MaxMs    int64      `protobuf:"varint,4,opt,name=max_ms,json=maxMs,proto3" json:"max_ms,omitempty"`
+	Matchers []*Matcher `protobuf:"bytes,5,rep,name=matchers,proto3" json:"matchers,omitempty"`
+	// limit bounds the series; 0 does not.
+	Limit uint32 `protobuf:"varint,6,opt,name=limit,proto3" json:"limit,omitempty"`
+	// labels_only leaves the chunks out.
+	LabelsOnly bool `protobuf:"varint,7,opt,name=labels_only,json=labelsOnly,proto3" json:"labels_only,omitempty"`
+	// shard_index and shard_count select the series whose hash is shard_index modulo
+	// shard_count; with shard_count 0 all are.
+	ShardIndex    uint64 `protobuf:"varint,8,opt,name=shard_index,json=shardIndex,proto3" json:"shard_index,omitempty"`
+	ShardCount    uint64 `protobuf:"varint,9,opt,name=shard_count,json=shardCount,proto3" json:"shard_count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SelectBlockRequest) Reset() {
+	*x = SelectBlockRequest{}
+	mi := &file_query_v1_query_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SelectBlockRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SelectBlockRequest) ProtoMessage() {}
+
+func (x *SelectBlockRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_query_v1_query_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SelectBlockRequest.ProtoReflect.Descriptor instead.
+func (*SelectBlockRequest) Descriptor() ([]byte, []int) {
+	return file_query_v1_query_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *SelectBlockRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *SelectBlockRequest) GetBlock() *Block {
+	if x != nil {
+		return x.Block
+	}
+	return nil
+}
+
+func (x *SelectBlockRequest) GetMinMs() int64 {
+	if x != nil {
+		return x.MinMs
+	}
+	return 0
+}
+
+func (x *SelectBlockRequest) GetMaxMs() int64 {
+	if x != nil {
+		return x.MaxMs
+	}
+	return 0
+}
+
+func (x *SelectBlockRequest) GetMatchers() []*Matcher {
+	if x != nil {
+		return x.Matchers
+	}
+	return nil
+}
+
+func (x *SelectBlockRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *SelectBlockRequest) GetLabelsOnly() bool {
+	if x != nil {
+		return x.LabelsOnly
+	}
+	return false
+}
+
+func (x *SelectBlockRequest) GetShardIndex() uint64 {
+	if x != nil {
+		return x.ShardIndex
+	}
+	return 0
+}
+
+func (x *SelectBlockRequest) GetShardCount() uint64 {
+	if x != nil {
+		return x.ShardCount
+	}
+	return 0
+}
+
+// SelectBlockResponse is a part of an answer. One without anything in it says that the
+// querier is at work. An answer is whole if and only if its last part says so.
+type SelectBlockResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// frame holds series and chunks, as internal/frame encodes them.
+	Frame    []byte   `protobuf:"bytes,1,opt,name=frame,proto3" json:"frame,omitempty"`
+	Warnings []string `protobuf:"bytes,2,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	// fetched_bytes came from the object store for this request since the last part.
+	FetchedBytes  uint64 `protobuf:"varint,3,opt,name=fetched_bytes,json=fetchedBytes,proto3" json:"fetched_bytes,omitempty"`
+	Last          bool   `protobuf:"varint,4,opt,name=last,proto3" json:"last,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SelectBlockResponse) Reset() {
+	*x = SelectBlockResponse{}
+	mi := &file_query_v1_query_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SelectBlockResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SelectBlockResponse) ProtoMessage() {}
+
+func (x *SelectBlockResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_query_v1_query_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SelectBlockResponse.ProtoReflect.Descriptor instead.
+func (*SelectBlockResponse) Descriptor() ([]byte, []int) {
+	return file_query_v1_query_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *SelectBlockResponse) GetFrame() []byte {
+	if x != nil {
+		return x.Frame
+	}
+	return nil
+}
+
+func (x *SelectBlockResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+func (x *SelectBlockResponse) GetFetchedBytes() uint64 {
+	if x != nil {
+		return x.FetchedBytes
+	}
+	return 0
+}
+
+func (x *SelectBlockResponse) GetLast() bool {
+	if x != nil {
+		return x.Last
+	}
+	return false
+}
+
+// LabelsOfBlockRequest asks for the values of the label name, or for all label names if
+// it is empty.
+type LabelsOfBlockRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tenant        string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Block         *Block                 `protobuf:"bytes,2,opt,name=block,proto3" json:"block,omitempty"`
+	MinMs         int64                  `protobuf:"varint,3,opt,name=min_ms,json=minMs,proto3" json:"min_ms,omitempty"`
+	MaxMs         int64                  `protobuf:"varint,4,opt,name=max_ms,json=maxMs,proto3" json:"max_ms,omitempty"`
+	Name          string                 `protobuf:"bytes,5,opt,name=name,proto3" json:"name,omitempty"`
+	Matchers      []*Matcher             `protobuf:"bytes,6,rep,name=matchers,proto3" json:"matchers,omitempty"`
+	Limit         uint32                 `protobuf:"varint,7,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LabelsOfBlockRequest) Reset() {
+	*x = LabelsOfBlockRequest{}
+	mi := &file_query_v1_query_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LabelsOfBlockRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LabelsOfBlockRequest) ProtoMessage() {}
+
+func (x *LabelsOfBlockRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_query_v1_query_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LabelsOfBlockRequest.ProtoReflect.Descriptor instead.
+func (*LabelsOfBlockRequest) Descriptor() ([]byte, []int) {
+	return file_query_v1_query_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *LabelsOfBlockRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *LabelsOfBlockRequest) GetBlock() *Block {
+	if x != nil {
+		return x.Block
+	}
+	return nil
+}
+
+func (x *LabelsOfBlockRequest) GetMinMs() int64 {
+	if x != nil {
+		return x.MinMs
+	}
+	return 0
+}
+
+func (x *LabelsOfBlockRequest) GetMaxMs() int64 {
+	if x != nil {
+		return x.MaxMs
+	}
+	return 0
+}
+
+func (x *LabelsOfBlockRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *LabelsOfBlockRequest) GetMatchers() []*Matcher {
+	if x != nil {
+		return x.Matchers
+	}
+	return nil
+}
+
+func (x *LabelsOfBlockRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+// LabelsOfBlockResponse has names or values, sorted.
+type LabelsOfBlockResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Values        []string               `protobuf:"bytes,1,rep,name=values,proto3" json:"values,omitempty"`
+	Warnings      []string               `protobuf:"bytes,2,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	FetchedBytes  uint64                 `protobuf:"varint,3,opt,name=fetched_bytes,json=fetchedBytes,proto3" json:"fetched_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LabelsOfBlockResponse) Reset() {
+	*x = LabelsOfBlockResponse{}
+	mi := &file_query_v1_query_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LabelsOfBlockResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LabelsOfBlockResponse) ProtoMessage() {}
+
+func (x *LabelsOfBlockResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_query_v1_query_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LabelsOfBlockResponse.ProtoReflect.Descriptor instead.
+func (*LabelsOfBlockResponse) Descriptor() ([]byte, []int) {
+	return file_query_v1_query_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *LabelsOfBlockResponse) GetValues() []string {
+	if x != nil {
+		return x.Values
+	}
+	return nil
+}
+
+func (x *LabelsOfBlockResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+func (x *LabelsOfBlockResponse) GetFetchedBytes() uint64 {
+	if x != nil {
+		return x.FetchedBytes
+	}
+	return 0
+}
+
 var File_query_v1_query_proto protoreflect.FileDescriptor
 
 const file_query_v1_query_proto_rawDesc = "" +
@@ -1884,7 +2314,44 @@ const file_query_v1_query_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x16\n" +
 	"\x06blocks\x18\x02 \x03(\fR\x06blocks\"\x19\n" +
 	"\x17RefreshDeletionsRequest\"\x1a\n" +
-	"\x18RefreshDeletionsResponse2\x94\x05\n" +
+	"\x18RefreshDeletionsResponse\"\xbb\x01\n" +
+	"\x05Block\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\x12\x15\n" +
+	"\x06min_ms\x18\x02 \x01(\x03R\x05minMs\x12\x15\n" +
+	"\x06max_ms\x18\x03 \x01(\x03R\x05maxMs\x12\x16\n" +
+	"\x06series\x18\x04 \x01(\x04R\x06series\x12\x16\n" +
+	"\x06chunks\x18\x05 \x01(\x04R\x06chunks\x12D\n" +
+	"\x0fexternal_labels\x18\x06 \x03(\v2\x1b.hundredfold.query.v1.LabelR\x0eexternalLabels\"\xc1\x02\n" +
+	"\x12SelectBlockRequest\x12\x16\n" +
+	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x121\n" +
+	"\x05block\x18\x02 \x01(\v2\x1b.hundredfold.query.v1.BlockR\x05block\x12\x15\n" +
+	"\x06min_ms\x18\x03 \x01(\x03R\x05minMs\x12\x15\n" +
+	"\x06max_ms\x18\x04 \x01(\x03R\x05maxMs\x129\n" +
+	"\bmatchers\x18\x05 \x03(\v2\x1d.hundredfold.query.v1.MatcherR\bmatchers\x12\x14\n" +
+	"\x05limit\x18\x06 \x01(\rR\x05limit\x12\x1f\n" +
+	"\vlabels_only\x18\a \x01(\bR\n" +
+	"labelsOnly\x12\x1f\n" +
+	"\vshard_index\x18\b \x01(\x04R\n" +
+	"shardIndex\x12\x1f\n" +
+	"\vshard_count\x18\t \x01(\x04R\n" +
+	"shardCount\"\x80\x01\n" +
+	"\x13SelectBlockResponse\x12\x14\n" +
+	"\x05frame\x18\x01 \x01(\fR\x05frame\x12\x1a\n" +
+	"\bwarnings\x18\x02 \x03(\tR\bwarnings\x12#\n" +
+	"\rfetched_bytes\x18\x03 \x01(\x04R\ffetchedBytes\x12\x12\n" +
+	"\x04last\x18\x04 \x01(\bR\x04last\"\xf4\x01\n" +
+	"\x14LabelsOfBlockRequest\x12\x16\n" +
+	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x121\n" +
+	"\x05block\x18\x02 \x01(\v2\x1b.hundredfold.query.v1.BlockR\x05block\x12\x15\n" +
+	"\x06min_ms\x18\x03 \x01(\x03R\x05minMs\x12\x15\n" +
+	"\x06max_ms\x18\x04 \x01(\x03R\x05maxMs\x12\x12\n" +
+	"\x04name\x18\x05 \x01(\tR\x04name\x129\n" +
+	"\bmatchers\x18\x06 \x03(\v2\x1d.hundredfold.query.v1.MatcherR\bmatchers\x12\x14\n" +
+	"\x05limit\x18\a \x01(\rR\x05limit\"p\n" +
+	"\x15LabelsOfBlockResponse\x12\x16\n" +
+	"\x06values\x18\x01 \x03(\tR\x06values\x12\x1a\n" +
+	"\bwarnings\x18\x02 \x03(\tR\bwarnings\x12#\n" +
+	"\rfetched_bytes\x18\x03 \x01(\x04R\ffetchedBytes2\x94\x05\n" +
 	"\rRecentService\x12U\n" +
 	"\x06Select\x12#.hundredfold.query.v1.SelectRequest\x1a$.hundredfold.query.v1.SelectResponse0\x01\x12S\n" +
 	"\x06Labels\x12#.hundredfold.query.v1.LabelsRequest\x1a$.hundredfold.query.v1.LabelsResponse\x12\\\n" +
@@ -1893,10 +2360,12 @@ const file_query_v1_query_proto_rawDesc = "" +
 	"\x05Stats\x12\".hundredfold.query.v1.StatsRequest\x1a#.hundredfold.query.v1.StatsResponse\x12_\n" +
 	"\n" +
 	"Placements\x12'.hundredfold.query.v1.PlacementsRequest\x1a(.hundredfold.query.v1.PlacementsResponse\x12k\n" +
-	"\x0eApplyDeletions\x12+.hundredfold.query.v1.ApplyDeletionsRequest\x1a,.hundredfold.query.v1.ApplyDeletionsResponse2\xdd\x01\n" +
+	"\x0eApplyDeletions\x12+.hundredfold.query.v1.ApplyDeletionsRequest\x1a,.hundredfold.query.v1.ApplyDeletionsResponse2\xad\x03\n" +
 	"\rBlocksService\x12Y\n" +
 	"\bUploaded\x12%.hundredfold.query.v1.UploadedRequest\x1a&.hundredfold.query.v1.UploadedResponse\x12q\n" +
-	"\x10RefreshDeletions\x12-.hundredfold.query.v1.RefreshDeletionsRequest\x1a..hundredfold.query.v1.RefreshDeletionsResponseB;Z9github.com/hundredfold/hundredfold/proto/query/v1;queryv1b\x06proto3"
+	"\x10RefreshDeletions\x12-.hundredfold.query.v1.RefreshDeletionsRequest\x1a..hundredfold.query.v1.RefreshDeletionsResponse\x12d\n" +
+	"\vSelectBlock\x12(.hundredfold.query.v1.SelectBlockRequest\x1a).hundredfold.query.v1.SelectBlockResponse0\x01\x12h\n" +
+	"\rLabelsOfBlock\x12*.hundredfold.query.v1.LabelsOfBlockRequest\x1a+.hundredfold.query.v1.LabelsOfBlockResponseB;Z9github.com/hundredfold/hundredfold/proto/query/v1;queryv1b\x06proto3"
 
 var (
 	file_query_v1_query_proto_rawDescOnce sync.Once
@@ -1911,7 +2380,7 @@ func file_query_v1_query_proto_rawDescGZIP() []byte {
 }
 
 var file_query_v1_query_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_query_v1_query_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_query_v1_query_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_query_v1_query_proto_goTypes = []any{
 	(Matcher_Type)(0),                // 0: hundredfold.query.v1.Matcher.Type
 	(*Matcher)(nil),                  // 1: hundredfold.query.v1.Matcher
@@ -1942,6 +2411,11 @@ var file_query_v1_query_proto_goTypes = []any{
 	(*CarriedOutDeletion)(nil),       // 26: hundredfold.query.v1.CarriedOutDeletion
 	(*RefreshDeletionsRequest)(nil),  // 27: hundredfold.query.v1.RefreshDeletionsRequest
 	(*RefreshDeletionsResponse)(nil), // 28: hundredfold.query.v1.RefreshDeletionsResponse
+	(*Block)(nil),                    // 29: hundredfold.query.v1.Block
+	(*SelectBlockRequest)(nil),       // 30: hundredfold.query.v1.SelectBlockRequest
+	(*SelectBlockResponse)(nil),      // 31: hundredfold.query.v1.SelectBlockResponse
+	(*LabelsOfBlockRequest)(nil),     // 32: hundredfold.query.v1.LabelsOfBlockRequest
+	(*LabelsOfBlockResponse)(nil),    // 33: hundredfold.query.v1.LabelsOfBlockResponse
 }
 var file_query_v1_query_proto_depIdxs = []int32{
 	0,  // 0: hundredfold.query.v1.Matcher.type:type_name -> hundredfold.query.v1.Matcher.Type
@@ -1965,29 +2439,38 @@ var file_query_v1_query_proto_depIdxs = []int32{
 	19, // 18: hundredfold.query.v1.StatsResponse.memory_by_label:type_name -> hundredfold.query.v1.Count
 	19, // 19: hundredfold.query.v1.StatsResponse.values_by_label:type_name -> hundredfold.query.v1.Count
 	26, // 20: hundredfold.query.v1.ApplyDeletionsResponse.done:type_name -> hundredfold.query.v1.CarriedOutDeletion
-	4,  // 21: hundredfold.query.v1.RecentService.Select:input_type -> hundredfold.query.v1.SelectRequest
-	6,  // 22: hundredfold.query.v1.RecentService.Labels:input_type -> hundredfold.query.v1.LabelsRequest
-	8,  // 23: hundredfold.query.v1.RecentService.Exemplars:input_type -> hundredfold.query.v1.ExemplarsRequest
-	14, // 24: hundredfold.query.v1.RecentService.Metadata:input_type -> hundredfold.query.v1.MetadataRequest
-	17, // 25: hundredfold.query.v1.RecentService.Stats:input_type -> hundredfold.query.v1.StatsRequest
-	20, // 26: hundredfold.query.v1.RecentService.Placements:input_type -> hundredfold.query.v1.PlacementsRequest
-	24, // 27: hundredfold.query.v1.RecentService.ApplyDeletions:input_type -> hundredfold.query.v1.ApplyDeletionsRequest
-	22, // 28: hundredfold.query.v1.BlocksService.Uploaded:input_type -> hundredfold.query.v1.UploadedRequest
-	27, // 29: hundredfold.query.v1.BlocksService.RefreshDeletions:input_type -> hundredfold.query.v1.RefreshDeletionsRequest
-	5,  // 30: hundredfold.query.v1.RecentService.Select:output_type -> hundredfold.query.v1.SelectResponse
-	7,  // 31: hundredfold.query.v1.RecentService.Labels:output_type -> hundredfold.query.v1.LabelsResponse
-	11, // 32: hundredfold.query.v1.RecentService.Exemplars:output_type -> hundredfold.query.v1.ExemplarsResponse
-	15, // 33: hundredfold.query.v1.RecentService.Metadata:output_type -> hundredfold.query.v1.MetadataResponse
-	18, // 34: hundredfold.query.v1.RecentService.Stats:output_type -> hundredfold.query.v1.StatsResponse
-	21, // 35: hundredfold.query.v1.RecentService.Placements:output_type -> hundredfold.query.v1.PlacementsResponse
-	25, // 36: hundredfold.query.v1.RecentService.ApplyDeletions:output_type -> hundredfold.query.v1.ApplyDeletionsResponse
-	23, // 37: hundredfold.query.v1.BlocksService.Uploaded:output_type -> hundredfold.query.v1.UploadedResponse
-	28, // 38: hundredfold.query.v1.BlocksService.RefreshDeletions:output_type -> hundredfold.query.v1.RefreshDeletionsResponse
-	30, // [30:39] is the sub-list for method output_type
-	21, // [21:30] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	10, // 21: hundredfold.query.v1.Block.external_labels:type_name -> hundredfold.query.v1.Label
+	29, // 22: hundredfold.query.v1.SelectBlockRequest.block:type_name -> hundredfold.query.v1.Block
+	1,  // 23: hundredfold.query.v1.SelectBlockRequest.matchers:type_name -> hundredfold.query.v1.Matcher
+	29, // 24: hundredfold.query.v1.LabelsOfBlockRequest.block:type_name -> hundredfold.query.v1.Block
+	1,  // 25: hundredfold.query.v1.LabelsOfBlockRequest.matchers:type_name -> hundredfold.query.v1.Matcher
+	4,  // 26: hundredfold.query.v1.RecentService.Select:input_type -> hundredfold.query.v1.SelectRequest
+	6,  // 27: hundredfold.query.v1.RecentService.Labels:input_type -> hundredfold.query.v1.LabelsRequest
+	8,  // 28: hundredfold.query.v1.RecentService.Exemplars:input_type -> hundredfold.query.v1.ExemplarsRequest
+	14, // 29: hundredfold.query.v1.RecentService.Metadata:input_type -> hundredfold.query.v1.MetadataRequest
+	17, // 30: hundredfold.query.v1.RecentService.Stats:input_type -> hundredfold.query.v1.StatsRequest
+	20, // 31: hundredfold.query.v1.RecentService.Placements:input_type -> hundredfold.query.v1.PlacementsRequest
+	24, // 32: hundredfold.query.v1.RecentService.ApplyDeletions:input_type -> hundredfold.query.v1.ApplyDeletionsRequest
+	22, // 33: hundredfold.query.v1.BlocksService.Uploaded:input_type -> hundredfold.query.v1.UploadedRequest
+	27, // 34: hundredfold.query.v1.BlocksService.RefreshDeletions:input_type -> hundredfold.query.v1.RefreshDeletionsRequest
+	30, // 35: hundredfold.query.v1.BlocksService.SelectBlock:input_type -> hundredfold.query.v1.SelectBlockRequest
+	32, // 36: hundredfold.query.v1.BlocksService.LabelsOfBlock:input_type -> hundredfold.query.v1.LabelsOfBlockRequest
+	5,  // 37: hundredfold.query.v1.RecentService.Select:output_type -> hundredfold.query.v1.SelectResponse
+	7,  // 38: hundredfold.query.v1.RecentService.Labels:output_type -> hundredfold.query.v1.LabelsResponse
+	11, // 39: hundredfold.query.v1.RecentService.Exemplars:output_type -> hundredfold.query.v1.ExemplarsResponse
+	15, // 40: hundredfold.query.v1.RecentService.Metadata:output_type -> hundredfold.query.v1.MetadataResponse
+	18, // 41: hundredfold.query.v1.RecentService.Stats:output_type -> hundredfold.query.v1.StatsResponse
+	21, // 42: hundredfold.query.v1.RecentService.Placements:output_type -> hundredfold.query.v1.PlacementsResponse
+	25, // 43: hundredfold.query.v1.RecentService.ApplyDeletions:output_type -> hundredfold.query.v1.ApplyDeletionsResponse
+	23, // 44: hundredfold.query.v1.BlocksService.Uploaded:output_type -> hundredfold.query.v1.UploadedResponse
+	28, // 45: hundredfold.query.v1.BlocksService.RefreshDeletions:output_type -> hundredfold.query.v1.RefreshDeletionsResponse
+	31, // 46: hundredfold.query.v1.BlocksService.SelectBlock:output_type -> hundredfold.query.v1.SelectBlockResponse
+	33, // 47: hundredfold.query.v1.BlocksService.LabelsOfBlock:output_type -> hundredfold.query.v1.LabelsOfBlockResponse
+	37, // [37:48] is the sub-list for method output_type
+	26, // [26:37] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_query_v1_query_proto_init() }
@@ -2001,7 +2484,7 @@ func file_query_v1_query_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_query_v1_query_proto_rawDesc), len(file_query_v1_query_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   28,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

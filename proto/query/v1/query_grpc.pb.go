@@ -373,6 +373,8 @@ var RecentService_ServiceDesc = grpc.ServiceDesc{
 const (
 	BlocksService_Uploaded_FullMethodName         = "/hundredfold.query.v1.BlocksService/Uploaded"
 	BlocksService_RefreshDeletions_FullMethodName = "/hundredfold.query.v1.BlocksService/RefreshDeletions"
+	BlocksService_SelectBlock_FullMethodName      = "/hundredfold.query.v1.BlocksService/SelectBlock"
+	BlocksService_LabelsOfBlock_FullMethodName    = "/hundredfold.query.v1.BlocksService/LabelsOfBlock"
 )
 
 // BlocksServiceClient is the client API for BlocksService service.
@@ -387,6 +389,12 @@ type BlocksServiceClient interface {
 	// RefreshDeletions lists the deletions in the bucket. Queries that begin after the
 	// answer do not show what is deleted.
 	RefreshDeletions(ctx context.Context, in *RefreshDeletionsRequest, opts ...grpc.CallOption) (*RefreshDeletionsResponse, error)
+	// SelectBlock returns the series of one block that match, sorted by their labels,
+	// and their chunks that overlap the time range, with external labels. Nothing is
+	// hidden but what the block itself says: whoever asks knows what else is.
+	SelectBlock(ctx context.Context, in *SelectBlockRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SelectBlockResponse], error)
+	// LabelsOfBlock returns the label names of one block, or the values of one label.
+	LabelsOfBlock(ctx context.Context, in *LabelsOfBlockRequest, opts ...grpc.CallOption) (*LabelsOfBlockResponse, error)
 }
 
 type blocksServiceClient struct {
@@ -417,6 +425,35 @@ func (c *blocksServiceClient) RefreshDeletions(ctx context.Context, in *RefreshD
 	return out, nil
 }
 
+func (c *blocksServiceClient) SelectBlock(ctx context.Context, in *SelectBlockRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SelectBlockResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &BlocksService_ServiceDesc.Streams[0], BlocksService_SelectBlock_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[SelectBlockRequest, SelectBlockResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type BlocksService_SelectBlockClient = grpc.ServerStreamingClient[SelectBlockResponse]
+
+func (c *blocksServiceClient) LabelsOfBlock(ctx context.Context, in *LabelsOfBlockRequest, opts ...grpc.CallOption) (*LabelsOfBlockResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(LabelsOfBlockResponse)
+	err := c.cc.Invoke(ctx, BlocksService_LabelsOfBlock_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // BlocksServiceServer is the server API for BlocksService service.
 // All implementations must embed UnimplementedBlocksServiceServer
 // for forward compatibility.
@@ -429,6 +466,12 @@ type BlocksServiceServer interface {
 	// RefreshDeletions lists the deletions in the bucket. Queries that begin after the
 	// answer do not show what is deleted.
 	RefreshDeletions(context.Context, *RefreshDeletionsRequest) (*RefreshDeletionsResponse, error)
+	// SelectBlock returns the series of one block that match, sorted by their labels,
+	// and their chunks that overlap the time range, with external labels. Nothing is
+	// hidden but what the block itself says: whoever asks knows what else is.
+	SelectBlock(*SelectBlockRequest, grpc.ServerStreamingServer[SelectBlockResponse]) error
+	// LabelsOfBlock returns the label names of one block, or the values of one label.
+	LabelsOfBlock(context.Context, *LabelsOfBlockRequest) (*LabelsOfBlockResponse, error)
 	mustEmbedUnimplementedBlocksServiceServer()
 }
 
@@ -444,6 +487,12 @@ func (UnimplementedBlocksServiceServer) Uploaded(context.Context, *UploadedReque
 }
 func (UnimplementedBlocksServiceServer) RefreshDeletions(context.Context, *RefreshDeletionsRequest) (*RefreshDeletionsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RefreshDeletions not implemented")
+}
+func (UnimplementedBlocksServiceServer) SelectBlock(*SelectBlockRequest, grpc.ServerStreamingServer[SelectBlockResponse]) error {
+	return status.Error(codes.Unimplemented, "method SelectBlock not implemented")
+}
+func (UnimplementedBlocksServiceServer) LabelsOfBlock(context.Context, *LabelsOfBlockRequest) (*LabelsOfBlockResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method LabelsOfBlock not implemented")
 }
 func (UnimplementedBlocksServiceServer) mustEmbedUnimplementedBlocksServiceServer() {}
 func (UnimplementedBlocksServiceServer) testEmbeddedByValue()                       {}
@@ -502,6 +551,35 @@ func _BlocksService_RefreshDeletions_Handler(srv interface{}, ctx context.Contex
 	return interceptor(ctx, in, info, handler)
 }
 
+func _BlocksService_SelectBlock_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(SelectBlockRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(BlocksServiceServer).SelectBlock(m, &grpc.GenericServerStream[SelectBlockRequest, SelectBlockResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type BlocksService_SelectBlockServer = grpc.ServerStreamingServer[SelectBlockResponse]
+
+func _BlocksService_LabelsOfBlock_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(LabelsOfBlockRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(BlocksServiceServer).LabelsOfBlock(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: BlocksService_LabelsOfBlock_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(BlocksServiceServer).LabelsOfBlock(ctx, req.(*LabelsOfBlockRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // BlocksService_ServiceDesc is the grpc.ServiceDesc for BlocksService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -517,7 +595,17 @@ var BlocksService_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "RefreshDeletions",
 			Handler:    _BlocksService_RefreshDeletions_Handler,
 		},
+		{
+			MethodName: "LabelsOfBlock",
+			Handler:    _BlocksService_LabelsOfBlock_Handler,
+		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "SelectBlock",
+			Handler:       _BlocksService_SelectBlock_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "query/v1/query.proto",
 }
