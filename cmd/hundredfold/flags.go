@@ -164,8 +164,10 @@ func (l *listValue) Set(value string) error {
 func subcommands() map[string]string {
 	return map[string]string{
 		"drain":   "empty an ingester and take it out of the cluster",
+		"export":  "write plain blocks that Prometheus opens",
 		"import":  "bring blocks of Prometheus, promtool, Thanos, Cortex or Mimir into the bucket",
 		"loadgen": "send remote write like a fleet of Prometheus servers, and verify what was stored",
+		"verify":  "check all blocks in the bucket, and the block index",
 		"rollout": "restart a cluster's ingesters zone by zone",
 	}
 }

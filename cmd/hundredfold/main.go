@@ -17,9 +17,11 @@ import (
 	"syscall"
 
 	"github.com/hundredfold/hundredfold/internal/drain"
+	"github.com/hundredfold/hundredfold/internal/exporter"
 	"github.com/hundredfold/hundredfold/internal/importer"
 	"github.com/hundredfold/hundredfold/internal/loadgen"
 	"github.com/hundredfold/hundredfold/internal/rollout"
+	"github.com/hundredfold/hundredfold/internal/verifier"
 )
 
 // Exit codes.
@@ -42,12 +44,16 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		switch args[0] {
 		case "drain":
 			return drain.Main(ctx, args[1:], stdout, stderr)
+		case "export":
+			return exporter.Main(ctx, args[1:], stdout, stderr, openBucket)
 		case "import":
 			return importer.Main(ctx, args[1:], stdout, stderr, openBucket)
 		case "loadgen":
 			return loadgen.Main(ctx, args[1:], stdout, stderr)
 		case "rollout":
 			return rollout.Main(ctx, args[1:], stdout, stderr)
+		case "verify":
+			return verifier.Main(ctx, args[1:], stdout, stderr, openBucket)
 		case "help":
 			say(stdout, usage())
 			return exitOK

@@ -6,10 +6,11 @@ import (
 	"slices"
 	"time"
 
-	"github.com/prometheus/prometheus/model/histogram"
 	"github.com/prometheus/prometheus/storage"
 	"github.com/prometheus/prometheus/tsdb/chunkenc"
 	"github.com/prometheus/prometheus/tsdb/chunks"
+
+	"github.com/hundredfold/hundredfold/internal/samples"
 )
 
 const (
@@ -75,7 +76,7 @@ func chosen(replicas []storage.ChunkSeries) storage.ChunkSeries {
 			all := make([][]chunks.Sample, len(replicas))
 			for k, r := range replicas {
 				var err error
-				if all[k], err = samplesOf(r); err != nil {
+				if all[k], err = samples.Of(r); err != nil {
 					return failed{err}
 				}
 			}
@@ -92,9 +93,9 @@ func choose(replicas [][]chunks.Sample) []chunks.Sample {
 	last := -1 // the replica of the window before
 	for {
 		start, found := int64(0), false
-		for _, samples := range rest {
-			if len(samples) > 0 && (!found || samples[0].T() < start) {
-				start, found = samples[0].T(), true
+		for _, left := range rest {
+			if len(left) > 0 && (!found || left[0].T() < start) {
+				start, found = left[0].T(), true
 			}
 		}
 		if !found {
@@ -103,8 +104,8 @@ func choose(replicas [][]chunks.Sample) []chunks.Sample {
 		end := floor(start, choiceWindow) + choiceWindow
 		best := -1
 		counts := make([]int, len(rest))
-		for k, samples := range rest {
-			counts[k], _ = slices.BinarySearchFunc(samples, end, func(s chunks.Sample, t int64) int { return cmp.Compare(s.T(), t) })
+		for k, left := range rest {
+			counts[k], _ = slices.BinarySearchFunc(left, end, func(s chunks.Sample, t int64) int { return cmp.Compare(s.T(), t) })
 			if best < 0 || counts[k] > counts[best] {
 				best = k
 			}
@@ -118,60 +119,6 @@ func choose(replicas [][]chunks.Sample) []chunks.Sample {
 			rest[k] = rest[k][counts[k]:]
 		}
 	}
-}
-
-// samplesOf decodes a series.
-func samplesOf(series storage.ChunkSeries) ([]chunks.Sample, error) {
-	var (
-		out []chunks.Sample
-		it  chunkenc.Iterator
-	)
-	of := series.Iterator(nil)
-	for of.Next() {
-		it = of.At().Chunk.Iterator(it)
-		for kind := it.Next(); kind != chunkenc.ValNone; kind = it.Next() {
-			s := sample{kind: kind, st: it.AtST()}
-			switch kind {
-			case chunkenc.ValHistogram:
-				s.t, s.h = it.AtHistogram(nil)
-			case chunkenc.ValFloatHistogram:
-				s.t, s.fh = it.AtFloatHistogram(nil)
-			default:
-				s.t, s.f = it.At()
-			}
-			out = append(out, s)
-		}
-		if err := it.Err(); err != nil {
-			return nil, err
-		}
-	}
-	return out, of.Err()
-}
-
-// sample is a sample of any kind. It implements chunks.Sample.
-type sample struct {
-	kind  chunkenc.ValueType
-	t, st int64
-	f     float64
-	h     *histogram.Histogram
-	fh    *histogram.FloatHistogram
-}
-
-func (s sample) T() int64                      { return s.t }
-func (s sample) ST() int64                     { return s.st }
-func (s sample) F() float64                    { return s.f }
-func (s sample) H() *histogram.Histogram       { return s.h }
-func (s sample) FH() *histogram.FloatHistogram { return s.fh }
-func (s sample) Type() chunkenc.ValueType      { return s.kind }
-
-func (s sample) Copy() chunks.Sample {
-	if s.h != nil {
-		s.h = s.h.Copy()
-	}
-	if s.fh != nil {
-		s.fh = s.fh.Copy()
-	}
-	return s
 }
 
 // failed is an iterator that could not be made.

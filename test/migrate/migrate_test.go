@@ -157,7 +157,7 @@ func TestAPrometheusIsImportedWithItsHeadBesideARunningStore(t *testing.T) {
 	t.Parallel()
 	prometheus, end := oldPrometheus(t)
 	want := everything(t, prometheus, end)
-	store := testcluster.Start(t, testcluster.Options{Config: quiet + "querier: {refresh_interval: 1s}\n"})
+	store := testcluster.Start(t, testcluster.Options{Config: quiet + "querier: {refresh_interval: 1s}\ncompactor: {interval: 1s}\n"})
 	importing := []string{"import", "--from=" + prometheus.DataDir, "--data.dir=" + store.DataDir}
 	code, _, stderr := testcluster.Run(t, importing...)
 	require.Equal(t, 1, code)
@@ -178,4 +178,35 @@ func TestAPrometheusIsImportedWithItsHeadBesideARunningStore(t *testing.T) {
 	code, out, _ = testcluster.Run(t, importing...)
 	require.Zero(t, code)
 	require.Contains(t, out, "0 imported")
+}
+
+func TestWhatIsExportedIsAnsweredAlikeByAStockPrometheus(t *testing.T) {
+	t.Parallel()
+	prometheus, end := oldPrometheus(t)
+	want := everything(t, prometheus, end)
+	prometheus.Stop()
+	data := t.TempDir()
+	code, _, stderr := testcluster.Run(t, "import", "--from="+prometheus.DataDir, "--data.dir="+data)
+	require.Zero(t, code, stderr)
+
+	code, out, stderr := testcluster.Run(t, "verify", "--data.dir="+data)
+	require.Zero(t, code, out+stderr)
+	require.Contains(t, out, " 0 faults")
+
+	for _, encoding := range []string{"any", "xor"} {
+		output := t.TempDir()
+		export := []string{"export", "--data.dir=" + data, "--output=" + output, "--encoding=" + encoding}
+		code, out, stderr := testcluster.Run(t, export...)
+		require.Zero(t, code, stderr)
+		blocks := blocksIn(t, output)
+		require.GreaterOrEqual(t, len(blocks), 2, out)
+		for _, block := range blocks {
+			require.Contains(t, testcluster.RunTool(t, "promtool", "tsdb", "list", output), block)
+			require.Contains(t, testcluster.RunTool(t, "promtool", "tsdb", "analyze", output, block), "Total Series:")
+		}
+		require.NotEmpty(t, testcluster.RunTool(t, "promtool", "tsdb", "dump", "--match={__name__=\"old\"}", output))
+		again := testcluster.StartPrometheus(t, "global: {}\n", output, "--storage.tsdb.retention.time=10y")
+		require.Equal(t, want, everything(t, again, end))
+		again.Stop()
+	}
 }
