@@ -64,7 +64,6 @@ func (s sample) Copy() chunks.Sample {
 	return s
 }
 
-
 // Plain returns chunks with the same samples in the encodings that every Prometheus reads:
 // without start timestamps, floats as XOR. Chunks that are plain stay as they are.
 func Plain(metas []chunks.Meta) ([]chunks.Meta, error) {

@@ -93,7 +93,7 @@ func (r *run) tenant(ctx context.Context, id tenant.ID) error {
 	if err != nil {
 		return err
 	}
-	if found && err == nil {
+	if found {
 		r.compare(id, index, blocks)
 	}
 	for _, block := range partial {

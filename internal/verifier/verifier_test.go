@@ -77,7 +77,7 @@ func TestEveryKindOfFaultIsNamedWithItsBlock(t *testing.T) {
 		"a block that is gone": {func(t *testing.T, dir string) { require.NoError(t, os.RemoveAll(dir)) }, "the index lists it"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			store, root, first := bucket(t)
+			_, root, first := bucket(t)
 			c.damage(t, filepath.Join(root, string(acme), first.String()))
 			// Another process than the one that knew the blocks.
 			store, err := blockstore.Open(blockstore.Config{Type: blockstore.TypeFilesystem, Filesystem: blockstore.FilesystemConfig{Directory: root}}, nil, nil)
