@@ -89,7 +89,7 @@ func TestADeletionReachesAnIngesterThatWasAway(t *testing.T) {
 	first.sees(3)
 	first.wrote("one", now, 1)
 	first.wrote("two", now, 2)
-	code, body := first.do(http.MethodPost, "/ingester/restart", "", nil)
+	code, body := second.do(http.MethodPost, "/ingester/restart", "", nil)
 	require.Equal(t, http.StatusAccepted, code, body)
 	second.stop()
 
