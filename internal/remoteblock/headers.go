@@ -115,11 +115,12 @@ func isClosed(c chan struct{}) bool {
 
 // header returns the header of a block, from the first place that has it: memory, the
 // folder of headers, the sidecar, the index.
-func (p *Pool) header(ctx context.Context, key blockKey) (*header, error) {
-	return p.headers.get(ctx, key, func(ctx context.Context) (*header, error) { return p.readHeader(ctx, key) })
+// files are those of the block, if they are known; else nil.
+func (p *Pool) header(ctx context.Context, key blockKey, files []blockstore.File) (*header, error) {
+	return p.headers.get(ctx, key, func(ctx context.Context) (*header, error) { return p.readHeader(ctx, key, files) })
 }
 
-func (p *Pool) readHeader(ctx context.Context, key blockKey) (*header, error) {
+func (p *Pool) readHeader(ctx context.Context, key blockKey, files []blockstore.File) (*header, error) {
 	if f, ok := p.store.OpenFile(key.tenant, key.block, indexName); ok {
 		return p.localHeader(ctx, key, f)
 	}
@@ -133,7 +134,7 @@ func (p *Pool) readHeader(ctx context.Context, key blockKey) (*header, error) {
 	}
 	h, err := p.headerOfSidecar(ctx, key)
 	if h == nil && err == nil {
-		h, err = p.headerOfIndex(ctx, key)
+		h, err = p.headerOfIndex(ctx, key, files)
 	}
 	if err != nil {
 		return nil, key.withFile(indexName, err)
@@ -181,10 +182,12 @@ func (p *Pool) headerOfSidecar(ctx context.Context, key blockKey) (*header, erro
 }
 
 // headerOfIndex reads the index of a block that has no sidecar.
-func (p *Pool) headerOfIndex(ctx context.Context, key blockKey) (*header, error) {
-	files, err := p.store.Files(ctx, key.tenant, key.block)
-	if err != nil {
-		return nil, err
+func (p *Pool) headerOfIndex(ctx context.Context, key blockKey, files []blockstore.File) (*header, error) {
+	if len(files) == 0 {
+		var err error
+		if files, err = p.store.Files(ctx, key.tenant, key.block); err != nil {
+			return nil, err
+		}
 	}
 	l, err := newLayout(files)
 	if err != nil {

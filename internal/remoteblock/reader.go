@@ -56,7 +56,7 @@ type Reader struct {
 // budget may be nil. It reads where things are in the block, if that is not known yet.
 func (p *Pool) Open(ctx context.Context, id tenant.ID, block blockstore.Block, budget Budget) (*Reader, error) {
 	key := blockKey{tenant: id, block: block.Meta.ULID}
-	h, err := p.header(ctx, key)
+	h, err := p.header(ctx, key, block.Files)
 	if err != nil {
 		return nil, p.counted(key.withFile(indexName, err))
 	}
