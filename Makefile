@@ -110,7 +110,8 @@ fuzz: ## Fuzz every decoder for FUZZTIME each
 	done
 
 .PHONY: chaos
-chaos: tools ## Kill a process, and parts of a cluster, ROUNDS times; take the object store away for OUTAGE; find every acknowledged sample
+chaos: tools ## Kill a process, and parts of a cluster, ROUNDS times; take the object store away for OUTAGE; break compaction off at each step; find every acknowledged sample
+	@HUNDREDFOLD_CHAOS_ROUNDS=$(ROUNDS) $(GO) test -count=1 -timeout 1h -run TestAPassInterruptedAtAnyStepIsCompletedByTheNext ./compactor
 	@HUNDREDFOLD_CHAOS_ROUNDS=$(ROUNDS) $(GO) test -count=1 -v -timeout 3h -run TestNothingAcknowledgedIsLostByKills ./test/e2e
 	@HUNDREDFOLD_CHAOS_ROUNDS=$(ROUNDS) HUNDREDFOLD_OUTAGE=$(OUTAGE) $(GO) test -count=1 -v -timeout 6h ./test/faults
 
