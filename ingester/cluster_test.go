@@ -138,7 +138,7 @@ func TestNewTenantOfAMemberHasNoPlacementsBeforeItsFirstSample(t *testing.T) {
 }
 
 func TestBlocksStayAnHourAfterTheirUpload(t *testing.T) {
-	f := newFixture(t, withCluster(i0, time.Hour))
+	f := newFixture(t, withCluster(i0, time.Hour), withConfig(func(c *Config) { c.IdleTimeout = 5 * time.Hour }))
 	f.advance(10 * time.Hour)
 	f.pushHours(acme, 8*time.Hour)
 	f.round(acme)
@@ -146,16 +146,26 @@ func TestBlocksStayAnHourAfterTheirUpload(t *testing.T) {
 	require.Len(t, f.uploads, 3)
 	start := f.Holding(acme).HeldFrom
 	require.Equal(t, noon.Add(maxAhead).UnixMilli(), start, "what came before this process is not known")
+	require.Zero(t, f.Holding(acme).IndexGeneration)
+	f.index(7)
+	f.advance(time.Minute)
+	f.round(acme)
 	f.advance(59 * time.Minute)
 	f.round(acme)
-	require.Len(t, f.LocalBlocks(acme), 3)
+	require.Len(t, f.LocalBlocks(acme), 3, "the hour counts from when the index was seen to list them")
 	require.Equal(t, start, f.Holding(acme).HeldFrom)
 
 	f.restart()
+	f.round(acme)
+	f.advance(59 * time.Minute)
+	f.round(acme)
+	require.Len(t, f.LocalBlocks(acme), 3, "and anew after a restart")
+	f.index(8)
 	f.advance(time.Minute)
 	f.round(acme)
-	require.Len(t, f.LocalBlocks(acme), 1, "the time of the upload outlives a restart")
+	require.Len(t, f.LocalBlocks(acme), 1)
 	held := f.Holding(acme)
+	require.EqualValues(t, 8, held.IndexGeneration)
 	require.Equal(t, noon.Add(4*time.Hour).UnixMilli(), held.HeldFrom)
 	require.Equal(t, f.LocalBlocks(acme), held.Blocks)
 	f.restart()
@@ -168,6 +178,9 @@ func TestIdleTenantStaysUntilNobodyNeedsItHere(t *testing.T) {
 	f.advance(time.Hour)
 	f.round(acme)
 	require.Len(t, f.LocalBlocks(acme), 1, "uploaded just now")
+	f.index(1)
+	f.advance(time.Minute)
+	f.round(acme)
 	f.advance(time.Hour)
 	f.round(acme)
 	require.Empty(t, f.LocalBlocks(acme))
@@ -181,7 +194,8 @@ func TestIdleTenantStaysUntilNobodyNeedsItHere(t *testing.T) {
 		require.Len(t, f.stored(acme)["a"], 1)
 		require.Equal(t, held.HeldFrom, f.Holding(acme).HeldFrom)
 	})
-	for range 16 {
+	for n := range uint64(16) {
+		f.index(2 + n)
 		f.advance(30 * time.Minute)
 		if f.lookup(acme) != nil {
 			f.round(acme)
@@ -225,6 +239,9 @@ func TestShippedFileOfTheReleaseBeforeIsRead(t *testing.T) {
 	require.Len(t, f.uploads, uploads, "nothing is uploaded twice")
 	require.Equal(t, noon.Add(10*time.Hour+maxAhead).UnixMilli(), f.Holding(acme).HeldFrom, "nobody knows what it deleted")
 	require.Len(t, f.LocalBlocks(acme), 3, "nor when it uploaded")
+	f.index(1)
+	f.advance(time.Minute)
+	f.round(acme)
 	f.advance(time.Hour)
 	f.round(acme)
 	require.Len(t, f.LocalBlocks(acme), 1)

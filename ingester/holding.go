@@ -21,11 +21,12 @@ func (i *Ingester) holding(t *tenantDB) wire.Holding {
 	// Queries hold use shared already; they must not wait here behind somebody who
 	// waits for them.
 	if held := t.held.Load(); held != nil {
-		h.HeldFrom = held.shipped.from()
+		h.HeldFrom = held.shipped.from() // before the generation is asked for, which is later
 		if held.placements != nil {
 			h.Placements = held.placements.refs()
 		}
 	}
+	h.IndexGeneration = t.indexed.needed()
 	h.Blocks = t.localBlocks()
 	return h
 }

@@ -208,7 +208,7 @@ func (t *tenantDB) deletable(db *tsdb.DB, blocks []*tsdb.Block) map[ulid.ULID]st
 			}
 			continue
 		}
-		if settled && uploaded && age >= t.ing.deps.KeepUploaded && t.ing.deps.Visible(t.id, meta.ULID) {
+		if settled && uploaded && t.known(meta.ULID, age, now) && t.ing.deps.Visible(t.id, meta.ULID) {
 			out[meta.ULID] = struct{}{}
 		}
 	}
@@ -224,6 +224,7 @@ func (t *tenantDB) blocksToDelete(blocks []*tsdb.Block) map[ulid.ULID]struct{} {
 	for _, b := range blocks {
 		meta := b.Meta()
 		if _, ok := doomed[meta.ULID]; ok {
+			t.indexed.release(meta.ULID)    // Before HeldFrom says that it may be gone.
 			t.shipped.release(meta.MaxTime) // Before it is gone: see holding.
 		}
 		if meta.Compaction.Deletable { // All that it held was deleted: see deleteSeries.

@@ -53,9 +53,11 @@ type tenantDB struct {
 	shipped *shipped
 	// placements is nil outside of a cluster.
 	placements *placements
-	openErr    error     // why db is nil, if opening failed
-	retryAt    time.Time // when opening is tried again
-	retired    bool      // never to be opened again: another tenantDB takes over, or none
+	// indexed is used outside of use, too.
+	indexed indexed
+	openErr error     // why db is nil, if opening failed
+	retryAt time.Time // when opening is tried again
+	retired bool      // never to be opened again: another tenantDB takes over, or none
 	// dormant says that the TSDB was closed because nothing is held, and that the
 	// tenant is kept for its placements.
 	dormant bool
@@ -311,7 +313,7 @@ func (t *tenantDB) maintain(ctx context.Context) error {
 	idle := t.ing.now().Sub(time.Unix(0, t.lastPush.Load())) >= t.ing.cfg.IdleTimeout
 	t.retiring.Store(idle)
 	// What relieves the disk goes on when it is full: uploads and deletions.
-	err = errors.Join(t.cut(ctx, db, idle), t.shipSome(ctx, db), t.meta.save(), t.deleteShipped(ctx, db), t.tidyPlacements(db))
+	err = errors.Join(t.cut(ctx, db, idle), t.shipSome(ctx, db), t.meta.save(), t.lookAtIndex(ctx, db), t.deleteShipped(ctx, db), t.tidyPlacements(db))
 	release()
 	if err == nil && idle {
 		err = t.retire()

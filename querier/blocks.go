@@ -74,6 +74,7 @@ func (q *Querier) failure(ctx context.Context, key blockKey, err error) error {
 		q.views.hint(key.tenant) // the view is out of date: the next query shall have a better one
 	}
 	q.metrics.openFailures.Inc()
+	partialOf(ctx).spoil(key.block, err)
 	err = &blockError{key: key, err: err}
 	if errors.Is(err, remoteblock.ErrDamaged) {
 		return err

@@ -68,6 +68,9 @@ type covered struct {
 	// an ingester. Those samples are in blocks for which cut is true.
 	from int64
 	cut  func(ulid.ULID) bool // nil: none
+	// generation is the least one of a block index that lists all that ingesters have
+	// dropped; 0: it is not known.
+	generation uint64
 	// snapshot says that all answers are of the moment when the hold began, so that a
 	// view that was loaded for one call is good for all.
 	snapshot bool

@@ -486,6 +486,7 @@ func (g *gatherer[T]) result(outcome coverage.Outcome, missing []coverage.Replic
 	out := &gathered[T]{}
 	named := map[wire.PlacementRef]struct{}{}
 	heldFrom := int64(math.MinInt64)
+	generation, unknown := uint64(0), false
 	var blocks []ulid.ULID
 	for _, a := range g.attempts {
 		if !a.done || a.reply.err != nil {
@@ -494,6 +495,8 @@ func (g *gatherer[T]) result(outcome coverage.Outcome, missing []coverage.Replic
 		out.replies = append(out.replies, a.reply)
 		if g.planned(a.reply.instance) {
 			heldFrom = max(heldFrom, a.reply.holding.HeldFrom)
+			generation = max(generation, a.reply.holding.IndexGeneration)
+			unknown = unknown || a.reply.holding.IndexGeneration == 0
 		}
 		blocks = append(blocks, a.reply.holding.Blocks...)
 		for _, ref := range a.reply.holding.Placements {
@@ -512,6 +515,9 @@ func (g *gatherer[T]) result(outcome coverage.Outcome, missing []coverage.Replic
 		out.warnings = annotations.New().Add(fmt.Errorf("recent samples may be lacking that only these ingesters have, which have not answered since the members of the cluster changed or this querier was started: %s", strings.Join(blind, ", ")))
 	}
 	out.covered = g.covered(heldFrom, blocks)
+	if !unknown {
+		out.covered.generation = generation
+	}
 	out.copies = g.plan.Copies(g.answered)
 	g.c.memory.learn(g.id, lesson{
 		under: g.under, known: g.placements, named: named, full: g.heardAll(), unheard: g.stillUnheard(), cuts: blocks,
@@ -530,13 +536,19 @@ func (g *gatherer[T]) covered(heldFrom int64, blocks []ulid.ULID) covered {
 }
 
 // viewCheck refuses a view of the bucket that is too old for samples before the time from
-// which on the answers have all.
-func viewCheck(mint, from int64) func(*tenantView) error {
+// which on the answers have all. generation is the least one of an index with all that the
+// ingesters have dropped; 0: it is not known. Such an index is enough until the first
+// listing after a start: what nobody names any more is in the answers then, since the
+// first read asks all.
+func viewCheck(mint, from int64, generation uint64) func(*tenantView) error {
 	if mint >= from {
 		return nil
 	}
 	return func(v *tenantView) error {
 		if v.listed.IsZero() {
+			if generation > 0 && v.index.Generation >= generation {
+				return nil
+			}
 			return unavailable(errNotListed)
 		}
 		if age := time.Since(v.listed); age > maxViewAge {

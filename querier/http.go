@@ -45,6 +45,8 @@ type endpoint struct {
 	// deadline ends the request at the tenant's max_query_duration. The engine sees
 	// to that itself.
 	deadline bool
+	// partial says that a request may take an answer in which something is missing.
+	partial bool
 	// raw leaves the body to serve; the method is POST then. Otherwise parameters come
 	// with GET or POST alike.
 	raw bool
@@ -59,11 +61,12 @@ func (q *Querier) newHandler() http.Handler {
 	endpoints := map[string]*endpoint{}
 	add := func(e endpoint) { endpoints[e.route] = &e }
 	for _, path := range []string{"/query", "/query_range"} {
-		add(endpoint{route: apiPrefix + path, serve: prom, reads: true})
+		add(endpoint{route: apiPrefix + path, serve: prom, reads: true, partial: true})
 	}
-	for _, path := range []string{"/query_exemplars", "/labels", "/series"} {
-		add(endpoint{route: apiPrefix + path, serve: prom, reads: true, deadline: true})
+	for _, path := range []string{"/labels", "/series"} {
+		add(endpoint{route: apiPrefix + path, serve: prom, reads: true, deadline: true, partial: true})
 	}
+	add(endpoint{route: apiPrefix + "/query_exemplars", serve: prom, reads: true, deadline: true})
 	for _, path := range []string{"/format_query", "/parse_query", "/status/buildinfo", "/rules", "/alerts"} {
 		add(endpoint{route: apiPrefix + path, serve: prom})
 	}
@@ -74,7 +77,7 @@ func (q *Querier) newHandler() http.Handler {
 	add(endpoint{route: apiPrefix + "/status/flags", serve: q.answer(q.flagsStatus)})
 	add(endpoint{route: apiPrefix + "/read", serve: q.remoteRead, reads: true, deadline: true, raw: true, text: true})
 	add(endpoint{route: federatePath, serve: q.federate, reads: true, deadline: true, text: true})
-	labelValues := &endpoint{route: labelPrefix + ":name" + valuesSuffix, serve: prom, reads: true, deadline: true}
+	labelValues := &endpoint{route: labelPrefix + ":name" + valuesSuffix, serve: prom, reads: true, deadline: true, partial: true}
 
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		e := endpoints[r.URL.Path]
@@ -139,7 +142,14 @@ func (q *Querier) serveEndpoint(e *endpoint, w http.ResponseWriter, r *http.Requ
 		e.serve(w, r)
 		return
 	}
-	ctx, done, err := q.admit(r.Context(), e, id)
+	incomplete := false
+	if e.partial {
+		if incomplete, err = wantsPartial(r); err != nil {
+			e.fail(w, r, http.StatusBadRequest, "bad_data", err)
+			return
+		}
+	}
+	ctx, done, err := q.admit(r.Context(), e, id, incomplete)
 	if err != nil {
 		status, known := statusOf(err)
 		if !known {
@@ -151,7 +161,12 @@ func (q *Querier) serveEndpoint(e *endpoint, w http.ResponseWriter, r *http.Requ
 	defer done()
 	account := newAccount(id, q.limits(id))
 	defer q.metrics.observeAccount(account)
-	e.serve(w, r.WithContext(withAccount(ctx, account)))
+	r = r.WithContext(withAccount(ctx, account))
+	if incomplete {
+		servePartial(e.serve, w, r)
+		return
+	}
+	e.serve(w, r)
 }
 
 func (e *endpoint) methods() string {
@@ -161,9 +176,10 @@ func (e *endpoint) methods() string {
 	return http.MethodGet + ", " + http.MethodPost
 }
 
-// admit waits until a request that reads data may run.
-func (q *Querier) admit(ctx context.Context, e *endpoint, id tenant.ID) (_ context.Context, done func(), err error) {
-	if _, err := q.views.of(id); err != nil {
+// admit waits until a request that reads data may run. One that takes an answer in which
+// something is missing may do so before the bucket is known.
+func (q *Querier) admit(ctx context.Context, e *endpoint, id tenant.ID, incomplete bool) (_ context.Context, done func(), err error) {
+	if _, err := q.views.of(id); err != nil && !incomplete {
 		return nil, nil, unavailable(err)
 	}
 	start := time.Now()

@@ -219,7 +219,7 @@ func (r *clusterRecent[R]) ask(ctx context.Context, ask request) (*answer, error
 // coveredFrom returns what a request's answers cover.
 func coveredFrom[T any](got *gathered[T], ask request) covered {
 	covered := got.covered
-	covered.check = viewCheck(ask.mint, covered.from)
+	covered.check = viewCheck(ask.mint, covered.from, covered.generation)
 	return covered
 }
 

@@ -30,10 +30,30 @@ type listedSeries struct {
 	set     storage.SeriesSet
 	listing *listing
 	err     error
+
+	begun bool // the first series was looked for, and whether there is one
+	first bool
+	taken bool // Next has returned it
+}
+
+// begin looks for the first series: before that, a set knows no warnings.
+func (s *listedSeries) begin() {
+	if !s.begun {
+		s.begun, s.first = true, s.set.Next()
+	}
+}
+
+func (s *listedSeries) advance() bool {
+	s.begin()
+	if !s.taken {
+		s.taken = true
+		return s.first
+	}
+	return s.set.Next()
 }
 
 func (s *listedSeries) Next() bool {
-	if s.err != nil || !s.set.Next() {
+	if s.err != nil || !s.advance() {
 		return false
 	}
 	s.listing.bytes += s.set.At().Labels().ByteSize()
@@ -56,4 +76,8 @@ func (s *listedSeries) Err() error {
 	return s.set.Err()
 }
 
-func (s *listedSeries) Warnings() annotations.Annotations { return s.set.Warnings() }
+// Warnings begins to read: Prometheus's API asks for them before it looks at any series.
+func (s *listedSeries) Warnings() annotations.Annotations {
+	s.begin()
+	return s.set.Warnings()
+}

@@ -546,11 +546,12 @@ func (q *Querier) keepFresh(ctx context.Context) {
 }
 
 // viewFor returns the view of a tenant that check accepts. If the present one is too old for
-// that, it waits for a listing.
+// that, it waits for a listing. With an error that only says that the view may lack
+// something, it returns the view all the same.
 func (v *views) viewFor(ctx context.Context, id tenant.ID, check func(*tenantView) error) (*tenantView, error) {
 	view, err := v.of(id)
 	if err != nil {
-		return nil, unavailable(err)
+		return v.hidden(id, err)
 	}
 	if check == nil {
 		return view, nil
@@ -559,15 +560,28 @@ func (v *views) viewFor(ctx context.Context, id tenant.ID, check func(*tenantVie
 	if fault == nil {
 		return view, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, listPatience)
+	waiting, cancel := context.WithTimeout(ctx, listPatience)
 	defer cancel()
-	if !v.listedSince(ctx, id, time.Now()) {
-		return nil, fault
+	if !v.listedSince(waiting, id, time.Now()) {
+		return view, fault
 	}
 	if view, err = v.of(id); err != nil {
-		return nil, unavailable(err)
+		return v.hidden(id, err)
 	}
 	return view, check(view)
+}
+
+// hidden returns an empty view with err if that says that the blocks are not known. If it
+// is not known what must not be seen, there is no view.
+func (v *views) hidden(id tenant.ID, err error) (*tenantView, error) {
+	if !errors.Is(err, errNotLoaded) {
+		return nil, unavailable(err)
+	}
+	hiding, fault := v.hidingOf(id)
+	if fault != nil {
+		return nil, unavailable(fault)
+	}
+	return &tenantView{hiding: hiding}, unavailable(err)
 }
 
 // complaint keeps a lasting fault from filling the log. One goroutine.

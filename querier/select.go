@@ -77,8 +77,9 @@ type session[R reader] struct {
 // holders is what has the samples that a call needs.
 type holders[R reader] struct {
 	recent R
-	blocks []blockstore.Block // by MinTime
-	view   *tenantView        // that the blocks are of
+	blocks []blockstore.Block      // by MinTime
+	view   *tenantView             // that the blocks are of
+	notes  annotations.Annotations // of what is missing, in a partial answer
 }
 
 func newSession[R reader](q *Querier, within timeRange, ofRecent func(tenant.ID, timeRange) (recent[R], error), ofBlock func(tsdb.BlockReader, int64, int64) (R, error),
@@ -134,20 +135,39 @@ func (s *session[R]) holders(ctx context.Context, ask request, edge func() (R, c
 	// that has the block: so no gap. Samples that both have are merged.
 	recent, covered, err := edge()
 	if err != nil {
-		return found, err
+		if recent, found.notes, err = withoutRecent[R](ctx, err); err != nil {
+			return found, err
+		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.mu.closed {
 		return found, errQuerierClosed
 	}
-	if s.mu.view == nil || !covered.snapshot {
-		if s.mu.view, err = s.q.views.viewFor(ctx, s.mu.tenant, covered.check); err != nil {
-			return found, err
-		}
+	if err := s.lookLocked(ctx, &covered, &found.notes); err != nil {
+		return found, err
 	}
-	blocks := slices.DeleteFunc(s.mu.view.overlapping(ask.mint, ask.maxt), func(b blockstore.Block) bool { return covered.has(&b.Meta) })
-	return holders[R]{s.mask(recent, s.mu.view.deletions.Recent()), blocks, s.mu.view}, nil
+	found.view = s.mu.view
+	found.recent = s.mask(recent, s.mu.view.deletions.Recent())
+	found.blocks = slices.DeleteFunc(s.mu.view.overlapping(ask.mint, ask.maxt), func(b blockstore.Block) bool { return covered.has(&b.Meta) })
+	found.blocks = partialOf(ctx).without(found.blocks, &found.notes)
+	return found, nil
+}
+
+// lookLocked loads the view of the bucket, unless the present one is good for all calls.
+func (s *session[R]) lookLocked(ctx context.Context, covered *covered, notes *annotations.Annotations) error {
+	if s.mu.view != nil && covered.snapshot {
+		return nil
+	}
+	view, err := s.q.views.viewFor(ctx, s.mu.tenant, covered.check)
+	if view == nil || err != nil && (partialOf(ctx) == nil || !passable(ctx, err)) {
+		return err
+	}
+	if err != nil {
+		notes.Add(fmt.Errorf("partial response: %w", err))
+	}
+	s.mu.view = view
+	return nil
 }
 
 // inBackground calls f at once, for a Select whose result is waited for later; the
@@ -256,6 +276,7 @@ func (s *session[R]) labelCall(ctx context.Context, ask request, call func(conte
 	if err != nil {
 		return nil, nil, reported(ctx, err)
 	}
+	warnings.Merge(found.notes)
 	for _, some := range ofBlocks {
 		all = append(all, some...)
 	}
@@ -294,6 +315,7 @@ func selectFrom[R reader, T labelled](ctx context.Context, s *session[R], hints 
 		if hints != nil {
 			limit = hints.Limit
 		}
+		set.notes = found.notes
 		set.open = func() seriesSet[T] {
 			recent := &seriesSource[T]{set: begin(ctx, found.recent, hints, slices.Clone(matchers)), recent: true, order: len(sources)}
 			return newMergedSet(append(sources, recent), limit, merge)
@@ -352,7 +374,8 @@ type awaited[T labelled] struct {
 	ctx   context.Context //nolint:containedctx // the context of one Select, for the life of its result
 	ready chan struct{}   // closed once err or open is set
 	open  func() seriesSet[T]
-	set   seriesSet[T] // nil until it was opened
+	set   seriesSet[T]            // nil until it was opened
+	notes annotations.Annotations // besides those of set
 	err   error
 }
 
@@ -394,5 +417,6 @@ func (s *awaited[T]) Warnings() annotations.Annotations {
 	if s.set == nil {
 		return nil
 	}
-	return s.set.Warnings()
+	warnings := s.set.Warnings()
+	return warnings.Merge(s.notes)
 }

@@ -152,6 +152,8 @@ func TestAHoldingSurvivesTheNetwork(t *testing.T) {
 		Placements: []PlacementRef{{Hash: 1, Shard: 0}, {Hash: math.MaxUint64, Shard: 3}},
 		HeldFrom:   -5,
 		Blocks:     []ulid.ULID{ulid.MustNew(1, nil), ulid.MustNew(2, nil)},
+
+		IndexGeneration: math.MaxUint64,
 	}
 	got, err := HoldingFromProto(sent(t, HoldingToProto(want)))
 	require.NoError(t, err)

@@ -37,6 +37,9 @@ type Holding struct {
 	HeldFrom int64
 	// Blocks are the local blocks that the answer includes.
 	Blocks []ulid.ULID
+	// IndexGeneration is the least generation of the tenant's block index that lists
+	// all blocks that the ingester has deleted; 0: it is not known.
+	IndexGeneration uint64
 }
 
 // PlacementRef names a cluster.Placement by its hash, and the tenant's shard size in it.
@@ -52,6 +55,8 @@ func HoldingToProto(h Holding) *queryv1.Holding {
 		Generation: h.Generation,
 		HeldFromMs: h.HeldFrom,
 		Blocks:     ULIDsToProto(h.Blocks),
+
+		IndexGeneration: h.IndexGeneration,
 	}
 	for _, p := range h.Placements {
 		m.Placements = append(m.Placements, &queryv1.PlacementRef{Hash: p.Hash, Shard: uint32(max(p.Shard, 0))})
@@ -74,6 +79,8 @@ func HoldingFromProto(m *queryv1.Holding) (Holding, error) {
 		Generation: m.GetGeneration(),
 		HeldFrom:   m.GetHeldFromMs(),
 		Blocks:     blocks,
+
+		IndexGeneration: m.GetIndexGeneration(),
 	}
 	for _, p := range m.GetPlacements() {
 		h.Placements = append(h.Placements, PlacementRef{Hash: p.GetHash(), Shard: int(p.GetShard())})

@@ -153,9 +153,12 @@ type Holding struct {
 	// or after this time is held here.
 	HeldFromMs int64 `protobuf:"varint,4,opt,name=held_from_ms,json=heldFromMs,proto3" json:"held_from_ms,omitempty"`
 	// blocks are the ULIDs, 16 bytes each, of the blocks that the answer includes.
-	Blocks        [][]byte `protobuf:"bytes,5,rep,name=blocks,proto3" json:"blocks,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Blocks [][]byte `protobuf:"bytes,5,rep,name=blocks,proto3" json:"blocks,omitempty"`
+	// index_generation is the least generation of the tenant's block index that lists all
+	// blocks that were deleted here; 0: it is not known.
+	IndexGeneration uint64 `protobuf:"fixed64,7,opt,name=index_generation,json=indexGeneration,proto3" json:"index_generation,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Holding) Reset() {
@@ -221,6 +224,13 @@ func (x *Holding) GetBlocks() [][]byte {
 		return x.Blocks
 	}
 	return nil
+}
+
+func (x *Holding) GetIndexGeneration() uint64 {
+	if x != nil {
+		return x.IndexGeneration
+	}
+	return 0
 }
 
 // PlacementRef names a placement and the tenant's shard size in it.
@@ -2202,7 +2212,7 @@ const file_query_v1_query_proto_rawDesc = "" +
 	"TYPE_EQUAL\x10\x01\x12\x12\n" +
 	"\x0eTYPE_NOT_EQUAL\x10\x02\x12\x0f\n" +
 	"\vTYPE_REGEXP\x10\x03\x12\x13\n" +
-	"\x0fTYPE_NOT_REGEXP\x10\x04\"\xc3\x01\n" +
+	"\x0fTYPE_NOT_REGEXP\x10\x04\"\xee\x01\n" +
 	"\aHolding\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x1e\n" +
 	"\n" +
@@ -2213,7 +2223,8 @@ const file_query_v1_query_proto_rawDesc = "" +
 	"placements\x12 \n" +
 	"\fheld_from_ms\x18\x04 \x01(\x03R\n" +
 	"heldFromMs\x12\x16\n" +
-	"\x06blocks\x18\x05 \x03(\fR\x06blocks\"8\n" +
+	"\x06blocks\x18\x05 \x03(\fR\x06blocks\x12)\n" +
+	"\x10index_generation\x18\a \x01(\x06R\x0findexGeneration\"8\n" +
 	"\fPlacementRef\x12\x12\n" +
 	"\x04hash\x18\x01 \x01(\x06R\x04hash\x12\x14\n" +
 	"\x05shard\x18\x02 \x01(\rR\x05shard\"\x89\x02\n" +
