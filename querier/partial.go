@@ -125,20 +125,20 @@ func (p *partial) without(blocks []blockstore.Block, notes *annotations.Annotati
 	return slices.DeleteFunc(blocks, func(b blockstore.Block) bool {
 		err, missing := p.blocks[b.Meta.ULID]
 		if missing {
-			notes.Add(&missingBlock{meta: timeRange{b.Meta.MinTime, b.Meta.MaxTime}, block: b.Meta.ULID, err: err})
+			notes.Add(&missingBlockError{meta: timeRange{b.Meta.MinTime, b.Meta.MaxTime}, block: b.Meta.ULID, err: err})
 		}
 		return missing
 	})
 }
 
-// missingBlock is the warning that a block is missing in an answer.
-type missingBlock struct {
+// missingBlockError is the warning that a block is missing in an answer.
+type missingBlockError struct {
 	block ulid.ULID
 	meta  timeRange // the end is exclusive
 	err   error
 }
 
-func (m *missingBlock) Error() string {
+func (m *missingBlockError) Error() string {
 	const layout = time.RFC3339
 	return fmt.Sprintf("partial response: samples from %s to %s are missing, since block %s cannot be read: %s",
 		time.UnixMilli(m.meta.mint).UTC().Format(layout), time.UnixMilli(m.meta.maxt).UTC().Format(layout), m.block, m.err)

@@ -58,7 +58,7 @@ func TestAnAnswerIsPartialOnlyIfItMayBe(t *testing.T) {
 		},
 	} {
 		t.Run(what, func(t *testing.T) {
-			r, blocks := threeHours(t, rigOption{inPlace: true})
+			r, _ := threeHours(t, rigOption{inPlace: true})
 			whole := r.get(alice, "/api/v1/query_range?query=x"+allHours)
 			require.Equal(t, 200, whole.Code, whole.Body)
 			r2, blocks := threeHours(t, rigOption{inPlace: true})
