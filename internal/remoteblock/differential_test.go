@@ -154,12 +154,12 @@ func lines(set storage.SeriesSet) []string {
 
 func TestEverySelectorReadsWhatPrometheusReads(t *testing.T) {
 	t.Parallel()
-	testSelectors(t, blocktest.Write(t, t.TempDir(), 0, 2*hour, world(150)...), false)
+	testSelectors(t, blocktest.Write(t, t.TempDir(), 0, 2*hour, world(60)...), false)
 }
 
 func TestEverySelectorReadsWhatPrometheusReadsWhereSamplesWereDeleted(t *testing.T) {
 	t.Parallel()
-	dir := blocktest.Write(t, t.TempDir(), 0, 2*hour, world(150)...)
+	dir := blocktest.Write(t, t.TempDir(), 0, 2*hour, world(60)...)
 	deleteSome(t, dir)
 	// Prometheus panics where a deletion reaches beyond the end of the selection, and
 	// samples before it are cut off as well (Intervals.Add).
@@ -172,7 +172,7 @@ func testSelectors(t *testing.T, dir string, disableTrimming bool) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			r := rand.New(rand.NewPCG(3, 4))
-			for range 300 {
+			for range 100 {
 				ms := selectors(r)
 				hints := &storage.SelectHints{Start: int64(r.IntN(int(2 * hour))), Func: []string{"", "rate", "series"}[r.IntN(3)], DisableTrimming: disableTrimming}
 				hints.End = hints.Start + int64(r.IntN(int(hour)))
@@ -195,13 +195,13 @@ func testSelectors(t *testing.T, dir string, disableTrimming bool) {
 
 func TestLabelCallsReadWhatPrometheusReads(t *testing.T) {
 	t.Parallel()
-	dir := blocktest.Write(t, t.TempDir(), 0, 2*hour, world(150)...)
+	dir := blocktest.Write(t, t.TempDir(), 0, 2*hour, world(60)...)
 	want := reference(t, dir)
 	for name, got := range readers(t, dir) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			r := rand.New(rand.NewPCG(5, 6))
-			for i := range 200 {
+			for i := range 100 {
 				var ms []*labels.Matcher
 				if i%4 > 0 {
 					ms = selectors(r)
@@ -241,7 +241,7 @@ func TestLabelCallsReadWhatPrometheusReads(t *testing.T) {
 
 func TestSymbolsAndSeriesAreThoseOfPrometheus(t *testing.T) {
 	t.Parallel()
-	dir := blocktest.Write(t, t.TempDir(), 0, 2*hour, world(200)...)
+	dir := blocktest.Write(t, t.TempDir(), 0, 2*hour, world(100)...)
 	want, err := reference(t, dir).Index()
 	require.NoError(t, err)
 	defer want.Close()
