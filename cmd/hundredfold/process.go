@@ -119,7 +119,7 @@ func newRegistry() *prometheus.Registry {
 // components are what runs, so that run can stop them in its order. What the
 // process's roles do not need is nil.
 type components struct {
-	http, reload, querier, ingester, compactor, copying, selfMonitoring *component
+	http, reload, querier, ingester, compactor, copying, uploads, selfMonitoring *component
 	// In a cluster only.
 	node, grpc, replicator, life, announcer *component
 }
@@ -191,7 +191,7 @@ func (p *process) start(ctx context.Context, s *starter) (*components, error) {
 		}
 	}
 	p.holdings.attach(ing, q)
-	p.api.Open(p.apiRoutes(dist, q, deleter))
+	p.api.Open(p.apiRoutes(dist, q, deleter, p.startUploads(coverage, s, c)))
 	if ing != nil {
 		p.readiness.Ready("ingester")
 	}
@@ -231,6 +231,7 @@ func (c *components) stop() error {
 		// Nobody needs them. What they were doing is given up and begun again later.
 		c.compactor.stop(),
 		c.copying.stop(),
+		c.uploads.stop(),
 		c.grpc.stop(),
 		// Nothing is appended any more, so the TSDBs close cleanly. It asks the querier
 		// which blocks are visible, so it goes first.

@@ -41,7 +41,7 @@ func descriptions() map[string]string {
 		"cluster.gossip.join":              "`HOST:PORT` of members to join at the start; a few that live long are enough. The flag `--gossip.join` overrides it.",
 		"cluster.peers":                    "Instead of gossip: `HOST:PORT` of gRPC of all other processes, which are asked every second.",
 		"multitenancy.enabled":             "Whether the header `X-Scope-OrgID` selects the tenant; requests without it are then answered 401. Off, everything belongs to the tenant `default`.",
-		"admin_api.enabled":                "Whether tenants may delete their series, or all they have, see [operating.md](operating.md), by `/api/v1/admin/`. All processes need the same. On, a querier that cannot reach the bucket for 30 s answers no queries, since it might show what is deleted.",
+		"admin_api.enabled":                "Whether tenants may delete their series, or all they have, see [operating.md](operating.md), by `/api/v1/admin/`. And whether they may upload blocks, by `/api/v1/upload/block/`. All processes need the same. On, a querier that cannot reach the bucket for 30 s answers no queries, since it might show what is deleted.",
 		"self_monitoring.enabled":          "Whether the process writes its own metrics into itself every 15 s, as job `hundredfold`: at most 2,000 series, in the tenant `default`, or `hundredfold` with multi-tenancy.",
 		"bucket.type":                      "`filesystem`: blocks lie in a directory of this machine. `s3`: they lie in an S3-compatible object store.",
 		"bucket.filesystem.directory":      "Where blocks lie, with type `filesystem`. Empty: `bucket` in `data_dir`; the processes of a cluster must share one.",

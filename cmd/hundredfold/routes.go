@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/hundredfold/hundredfold/distributor"
+	"github.com/hundredfold/hundredfold/internal/blockupload"
 	"github.com/hundredfold/hundredfold/internal/cluster"
 	"github.com/hundredfold/hundredfold/internal/wire"
 	"github.com/hundredfold/hundredfold/querier"
@@ -33,7 +34,7 @@ func queryPatterns() []string {
 
 // apiRoutes is what opens the gate: the tenant is in the requests' contexts. What the
 // process's roles do not serve is answered 404 with a word on where it is served.
-func (p *process) apiRoutes(d *distributor.Distributor, q *querier.Querier, deleter *querier.Deleter) http.Handler {
+func (p *process) apiRoutes(d *distributor.Distributor, q *querier.Querier, deleter *querier.Deleter, uploads http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	write, otlp := elsewhere(cluster.RoleDistributor), elsewhere(cluster.RoleDistributor)
 	if p.has(cluster.RoleDistributor) {
@@ -42,6 +43,7 @@ func (p *process) apiRoutes(d *distributor.Distributor, q *querier.Querier, dele
 	mux.Handle(routeWrite, write)
 	mux.Handle(routePush, write)
 	mux.Handle(routeOTLP, otlp)
+	mux.Handle(blockupload.Prefix, http.NewCrossOriginProtection().Handler(uploads))
 	if q != nil {
 		admin := querier.NewAdmin(p.cfg.AdminAPI.Enabled, deleter, p.logger.With("component", "admin"))
 		// A page of another origin that a browser shows must not delete anything.
