@@ -197,7 +197,7 @@ func (a *blockAnswer) send(m *queryv1.SelectBlockResponse) error {
 	return a.stream.Send(m)
 }
 
-// sayAtWork says now, and every atWorkEvery until stop, that the querier is at work, so
+// sayAtWork says every atWorkEvery, until stop, that the querier is at work, so
 // that a block that takes long to fetch is not mistaken for a querier that hangs.
 func (a *blockAnswer) sayAtWork() (stop func()) {
 	var running sync.WaitGroup
@@ -206,13 +206,13 @@ func (a *blockAnswer) sayAtWork() (stop func()) {
 		ticker := time.NewTicker(atWorkEvery)
 		defer ticker.Stop()
 		for {
-			if a.send(&queryv1.SelectBlockResponse{}) != nil {
-				return // who asks is gone, which the rest will notice
-			}
 			select {
 			case <-ticker.C:
 			case <-stopped:
 				return
+			}
+			if a.send(&queryv1.SelectBlockResponse{}) != nil {
+				return // who asks is gone, which the rest will notice
 			}
 		}
 	})

@@ -123,6 +123,13 @@ func (o *owners) avoid(p cluster.Peer, err error) {
 	}
 }
 
+// isDown reports whether an owner failed for reasons of its own. Other errors are those of
+// reading the block, which others would have too.
+func isDown(err error) bool {
+	var down *wire.UnavailableError
+	return errors.As(err, &down) || errors.Is(err, errCutShort)
+}
+
 // overdrawn is an error that ends the query, whoever answers: its account is overdrawn.
 type overdrawn struct{ error }
 
@@ -177,7 +184,9 @@ func (r *ownerRace[T]) run(ctx context.Context, patience time.Duration) (T, erro
 				return none, context.Cause(ctx)
 			}
 			r.asked = slices.DeleteFunc(r.asked, func(p cluster.Peer) bool { return p.ID == a.peer.ID })
-			r.o.avoid(a.peer, a.err)
+			if isDown(a.err) {
+				r.o.avoid(a.peer, a.err)
+			}
 			errs = append(errs, fmt.Errorf("querier %s: %w", a.peer.ID, a.err))
 			if !r.next(ctx) && len(r.asked) == 0 {
 				return none, errors.Join(errs...)

@@ -363,6 +363,7 @@ func TestBlockThatIsGoneFailsTheQueryAndSaysSo(t *testing.T) {
 	_, err := count(t, as(alice), asker.Queryable(), "a", 0, hour-1)
 	require.ErrorContains(t, err, block.String())
 	require.ErrorIs(t, err, blockstore.ErrBlockNotFound)
+	require.Len(t, asker.owners.of(alice, block), 2, "the owners are not to blame")
 }
 
 func TestWhatOwnersSendAndFetchIsChargedToTheQuery(t *testing.T) {
@@ -581,4 +582,26 @@ type cutShort struct {
 
 func (cutShort) SelectBlock(_ *queryv1.SelectBlockRequest, stream grpc.ServerStreamingServer[queryv1.SelectBlockResponse]) error {
 	return stream.Send(&queryv1.SelectBlockResponse{})
+}
+
+// BenchmarkBlocksOfOthers measures a selector of one series in 200 blocks, all pages of
+// which are at hand: at this querier, or at others.
+func BenchmarkBlocksOfOthers(b *testing.B) {
+	for _, lent := range []bool{false, true} {
+		b.Run(fmt.Sprintf("lent=%t", lent), func(b *testing.B) {
+			r := newRig(b, rigOption{})
+			if lent {
+				r.lend()
+			}
+			for i := range int64(200) {
+				r.upload(alice, i*hour, (i+1)*hour, blocktest.Floats("a", i*hour, (i+1)*hour, minute))
+			}
+			r.refresh()
+			for b.Loop() {
+				n, err := count(b, as(alice), r.Queryable(), "a", 0, 200*hour)
+				require.NoError(b, err)
+				require.Equal(b, 200*60, n)
+			}
+		})
+	}
 }
