@@ -4,8 +4,10 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -192,9 +194,11 @@ func TestCompactionWorksOnS3(t *testing.T) {
 func TestStockPromtoolReadsTheBlocks(t *testing.T) {
 	promtool := s3test.Tool(t, "promtool")
 	f := newFixture(t)
-	for start := int64(0); start < 4*hour; start += 2 * hour {
+	for start := int64(0); start < 12*hour; start += 2 * hour {
 		f.upload(t, start, start+2*hour, everyKind(start, start+2*hour)...)
 	}
+	require.NoError(t, f.RunOnce(t.Context()))
+	f.clock = f.clock.Add(time.Duration(f.cfg.DeletionDelay))
 	require.NoError(t, f.RunOnce(t.Context()))
 	meta := f.only(t)
 	dir := filepath.Join(f.root, string(acme))
@@ -204,4 +208,10 @@ func TestStockPromtoolReadsTheBlocks(t *testing.T) {
 	out, err = exec.Command(promtool, "tsdb", "analyze", dir, meta.ULID.String()).CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	require.Contains(t, string(out), fmt.Sprintf("Total Series: %d", meta.Stats.NumSeries))
+	require.NoError(t, os.Mkdir(filepath.Join(dir, "wal"), 0o700)) // it insists on one
+	out, err = exec.Command(promtool, "tsdb", "dump", "--sandbox-dir-root", t.TempDir(), "--match", `{__name__="float"}`, dir).CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+	require.Len(t, lines, int(12*hour/step), "from chunks that are larger than any that Prometheus writes")
+	require.Equal(t, fmt.Sprintf(`{__name__="float", job="test"} %v %d`, float64(500)+0.5, 500*step), lines[500])
 }
