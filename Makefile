@@ -13,8 +13,8 @@ GO  := go
 # detector, those that run whole programs always anew (the go command does not see
 # what the programs are built of, so it would show old results), the rest as usual.
 RACE := $(addprefix ./,$(addsuffix /...,distributor ingester querier compactor \
-	internal/blockstore internal/cluster internal/rpc internal/loadgen internal/selfmonitor internal/server internal/write))
-E2E  := ./test/e2e/... ./test/faults/...
+	internal/blockstore internal/blockstream internal/pagefile internal/remoteblock internal/cluster internal/rpc internal/loadgen internal/selfmonitor internal/server internal/write))
+E2E  := ./test/e2e/... ./test/faults/... ./test/migrate/...
 
 # golangci-lint runs vet, on everything.
 GOTEST := $(GO) test -vet=off -timeout 30m

@@ -17,7 +17,7 @@ import (
 
 func TestFaultsInTheFileAreReportedWithLineAndKey(t *testing.T) {
 	for name, c := range map[string]struct{ text, want string }{
-		"unknown key":                {"data_dir: x\nfoo: 1\n", "c.yml:2: unknown key foo; known here: auth, bucket, "},
+		"unknown key":                {"data_dir: x\nfoo: 1\n", "c.yml:2: unknown key foo; known here: admin_api, auth, bucket, "},
 		"unknown key in a section":   {"http:\n  listen_adr: x\n", "c.yml:2: unknown key http.listen_adr; known here: listen_address, web_config_file"},
 		"unknown key deep down":      {"bucket:\n  type: s3\n  s3:\n    secret: x\n", "c.yml:4: unknown key bucket.s3.secret; known here: access_key, "},
 		"unknown key of a tenant":    {"tenants:\n  a:\n    max_series: 1\n    max_sries: 1\n", "c.yml:4: unknown key tenants.a.max_sries; known here: max_bucket_bytes, max_concurrent_queries, "},
