@@ -1,6 +1,8 @@
 package ingester
 
 import (
+	"math"
+
 	"github.com/oklog/ulid/v2"
 
 	"github.com/hundredfold/hundredfold/internal/tenant"
@@ -11,7 +13,7 @@ import (
 // the samples were opened for reading: what is deleted in between makes HeldFrom later,
 // so that the bucket is read for it too, and never earlier.
 func (i *Ingester) holding(t *tenantDB) wire.Holding {
-	h := wire.Holding{HeldFrom: i.releasedUntil.Load()}
+	h := wire.Holding{HeldFrom: i.releasedUntil.Load(), HeldMin: math.MaxInt64}
 	if self := i.self.Load(); self != nil {
 		h.Instance, h.Generation = self.Instance, self.Generation
 	}
@@ -27,7 +29,7 @@ func (i *Ingester) holding(t *tenantDB) wire.Holding {
 		}
 	}
 	h.IndexGeneration = t.indexed.needed()
-	h.Blocks = t.localBlocks()
+	h.Blocks, h.BlockMins, h.HeldMin = t.oldest()
 	return h
 }
 
@@ -53,4 +55,38 @@ func without(blocks, visible []ulid.ULID) []ulid.ULID {
 		}
 	}
 	return left
+}
+
+// oldest returns the local blocks, the least time of any sample in each, and that of any sample in
+// the head: math.MaxInt64 if it has none, math.MinInt64 if that is not known.
+//
+// It is called by queries that hold use shared. They must not wait for it behind somebody who waits for
+// them; an answer of nothing costs them only work.
+func (t *tenantDB) oldest() (blocks []ulid.ULID, blockMins []int64, head int64) {
+	if !t.use.TryRLock() {
+		return nil, nil, math.MinInt64
+	}
+	defer t.use.RUnlock()
+	if t.db == nil {
+		if t.dormant {
+			return nil, nil, math.MaxInt64
+		}
+		return nil, nil, math.MinInt64
+	}
+	// The head first: what is cut from it meanwhile is in a block then.
+	head = min(t.db.Head().MinTime(), t.db.Head().MinOOOTime())
+	for _, b := range t.db.Blocks() {
+		meta := b.Meta()
+		blocks, blockMins = append(blocks, meta.ULID), append(blockMins, meta.MinTime)
+	}
+	return blocks, blockMins, head
+}
+
+// Oldest says which local blocks of a tenant there are, the least time of any sample in each, and that
+// of any sample in the head: math.MaxInt64 if it has none, math.MinInt64 if that is not known.
+func (i *Ingester) Oldest(id tenant.ID) (blocks []ulid.ULID, blockMins []int64, head int64) {
+	if t := i.lookup(id); t != nil {
+		return t.oldest()
+	}
+	return nil, nil, math.MaxInt64
 }

@@ -106,21 +106,10 @@ func (t *tenantDB) metadataOf(metric string) map[string][]metadata.Metadata {
 	return t.meta.get(metric)
 }
 
-// localBlocks is called by queries that hold use shared. They must not wait for it
-// behind somebody who waits for them; an answer of nothing costs them only work.
+// localBlocks returns the local blocks; see oldest.
 func (t *tenantDB) localBlocks() []ulid.ULID {
-	if !t.use.TryRLock() {
-		return nil
-	}
-	defer t.use.RUnlock()
-	if t.db == nil {
-		return nil
-	}
-	var ids []ulid.ULID
-	for _, b := range t.db.Blocks() {
-		ids = append(ids, b.Meta().ULID)
-	}
-	return ids
+	blocks, _, _ := t.oldest()
+	return blocks
 }
 
 func (t *tenantDB) stats(labelName string, limit int) (*tsdb.Stats, bool) {

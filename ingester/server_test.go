@@ -517,7 +517,7 @@ func TestQuestionsBesidesSelect(t *testing.T) {
 
 	t.Run("about a tenant without samples", func(t *testing.T) {
 		stranger := f.selectFrom(f.dial(), everything("stranger"))
-		require.Equal(t, wire.Holding{Instance: "i0", Generation: 7, HeldFrom: noon.Add(maxAhead).UnixMilli()}, stranger.holding)
+		require.Equal(t, wire.Holding{Instance: "i0", Generation: 7, HeldFrom: noon.Add(maxAhead).UnixMilli(), HeldMin: math.MaxInt64}, stranger.holding)
 		require.Empty(t, stranger.order)
 		none, err := c.Stats(ctx, &queryv1.StatsRequest{Tenant: "stranger"})
 		require.NoError(t, err)

@@ -47,16 +47,16 @@ func TestAQueryThatHoldsTooMuchMemoryIsRefused(t *testing.T) {
 		"/api/v1/query_range?" + url.Values{"query": {"x"}, "start": {"0"}, "end": {"3600"}, "step": {"1"}}.Encode(),
 		"/api/v1/query_range?" + url.Values{"query": {"x"}, "start": {"0"}, "end": {"360000"}, "step": {"60"}}.Encode(), // in pieces
 	} {
-		got := r.get(alice, path+"&stats=all")
+		got := r.get(alice, path+"&nocache=1&stats=all")
 		require.Equal(t, 200, got.Code, got.Body)
 		require.Contains(t, string(got.Data), `"account":{"peakBytes":`)
 		r.limits.MaxQueryBytes = 3_000
-		got = r.get(alice, path)
+		got = r.get(alice, path+"&nocache=1")
 		require.Equal(t, 422, got.Code, got.Body)
 		require.Equal(t, "execution", got.ErrorType)
 		requireLimit(t, got.Error, "max_query_bytes", "3000")
 		r.limits.MaxQueryBytes = 0
-		require.Equal(t, 200, r.get(alice, path).Code)
+		require.Equal(t, 200, r.get(alice, path+"&nocache=1").Code)
 	}
 	require.Equal(t, 1, testutil.CollectAndCount(r.metrics.heldBytes))
 }

@@ -64,7 +64,7 @@ func (q *Querier) failure(ctx context.Context, key blockKey, err error) error {
 		limit *limitError
 	)
 	switch {
-	case err == nil, errors.As(err, &known):
+	case err == nil, errors.As(err, &known), errors.As(err, &limit):
 		return err
 	case errors.As(err, &limit):
 		return limit // there is nothing wrong with the block

@@ -46,6 +46,7 @@ type replica struct {
 		defined    map[uint64]*cluster.Placement
 		heldFrom   int64
 		blocks     []ulid.ULID
+		heldMin    int64
 	}
 }
 
@@ -72,7 +73,7 @@ func (r *replica) holding(ctx context.Context) (*queryv1.Holding, error) {
 	before := r.mu.before
 	h := wire.Holding{
 		Instance: r.rec.ID, Generation: r.rec.Generation,
-		Placements: r.mu.placements, HeldFrom: r.mu.heldFrom, Blocks: r.mu.blocks,
+		Placements: r.mu.placements, HeldFrom: r.mu.heldFrom, Blocks: r.mu.blocks, HeldMin: r.mu.heldMin,
 	}
 	r.mu.Unlock()
 	if before != nil {

@@ -2,6 +2,7 @@ package querier
 
 import (
 	"context"
+	"math"
 	"slices"
 
 	"github.com/oklog/ulid/v2"
@@ -26,6 +27,9 @@ type Edge interface {
 	chunks(id tenant.ID, within timeRange) (recent[storage.ChunkQuerier], error)
 	exemplars(ctx context.Context, id tenant.ID) (storage.ExemplarQuerier, error)
 	metadata(ctx context.Context, id tenant.ID, metric string) (map[string][]metadata.Metadata, error)
+	// oldest returns a function of a view that is loaded afterwards: the least time of any sample that
+	// may not be read from the bucket by that view. What is before it, is, as a whole.
+	oldest(ctx context.Context, id tenant.ID) (func(*tenantView) int64, error)
 	// stats describes the heads; nil says that no data of the tenant is in memory.
 	stats(ctx context.Context, id tenant.ID, labelName string, limit int) (*tsdb.Stats, error)
 }
@@ -123,6 +127,30 @@ func (d *directEdge) exemplars(ctx context.Context, id tenant.ID) (storage.Exemp
 
 func (d *directEdge) metadata(_ context.Context, id tenant.ID, metric string) (map[string][]metadata.Metadata, error) {
 	return d.ingester.Metadata(id, metric), nil
+}
+
+func (d *directEdge) oldest(_ context.Context, id tenant.ID) (func(*tenantView) int64, error) {
+	blocks, mins, head := d.ingester.Oldest(id)
+	return func(v *tenantView) int64 {
+		if listedOnce(v) != nil {
+			return math.MinInt64
+		}
+		return min(head, oldestOf(v, blocks, mins))
+	}, nil
+}
+
+// oldestOf returns the least time of any sample in local blocks that a view lacks.
+func oldestOf(v *tenantView, blocks []ulid.ULID, mins []int64) int64 {
+	if len(mins) != len(blocks) {
+		return math.MinInt64 // an ingester of a release before
+	}
+	oldest := int64(math.MaxInt64)
+	for i, id := range blocks {
+		if !v.reads(id) {
+			oldest = min(oldest, mins[i])
+		}
+	}
+	return oldest
 }
 
 func (d *directEdge) stats(_ context.Context, id tenant.ID, labelName string, limit int) (*tsdb.Stats, error) {

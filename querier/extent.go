@@ -1,6 +1,7 @@
 package querier
 
 import (
+	"cmp"
 	"slices"
 
 	"github.com/prometheus/prometheus/model/labels"
@@ -29,8 +30,41 @@ func (e *extent) points() int {
 	return n
 }
 
-// assemble returns the result that the extents are the parts of. They are in the order of
-// time and have no step in common. Nothing of the result is shared with them but labels.
+// within returns the part of e at some of its steps. It shares its points.
+func (e *extent) within(steps timesplit.Range) extent {
+	if steps == e.Range {
+		return *e
+	}
+	out := extent{Range: steps}
+	at := func(p promql.FPoint, t int64) int { return cmp.Compare(p.T, t) }
+	for _, s := range e.series {
+		first, _ := slices.BinarySearchFunc(s.points, steps.Start, at)
+		end, _ := slices.BinarySearchFunc(s.points, steps.End+1, at)
+		if first < end {
+			out.series = append(out.series, extentSeries{s.labels, s.points[first:end:end]})
+		}
+	}
+	return out
+}
+
+// touches reports whether e and other steps leave no step out between them, and have
+// none in common.
+func (e *extent) touches(steps timesplit.Range, step int64) bool {
+	return e.End+step == steps.Start || steps.End+step == e.Start
+}
+
+// join returns one extent of two that touch.
+func (e *extent) join(other extent) extent {
+	parts := []extent{*e, other}
+	slices.SortFunc(parts, func(a, b extent) int { return cmp.Compare(a.Start, b.Start) })
+	out := extent{Range: timesplit.Range{Start: parts[0].Start, End: parts[1].End}}
+	for _, s := range merged(parts) {
+		out.series = append(out.series, extentSeries{s.Metric, s.Floats})
+	}
+	return out
+}
+
+// assemble returns the result that the extents are the parts of. They have no step in common. Nothing of the result is shared with them but labels.
 func assemble(account *account, extents []extent) (promql.Matrix, error) {
 	points := 0
 	for i := range extents {
@@ -39,6 +73,12 @@ func assemble(account *account, extents []extent) (promql.Matrix, error) {
 	if err := account.Hold(int64(points) * bytesPerPoint); err != nil {
 		return nil, err
 	}
+	slices.SortFunc(extents, func(a, b extent) int { return cmp.Compare(a.Start, b.Start) })
+	return merged(extents), nil
+}
+
+// merged returns the series of extents that are in the order of time.
+func merged(extents []extent) promql.Matrix {
 	all := promql.Matrix{}
 	var lengths []int
 	for _, e := range extents {
@@ -56,7 +96,7 @@ func assemble(account *account, extents []extent) (promql.Matrix, error) {
 			all[i].Floats = append(all[i].Floats, s.points...)
 		}
 	}
-	return all, nil
+	return all
 }
 
 // addLengths adds series to those that are known, and the number of their points to

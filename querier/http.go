@@ -161,7 +161,7 @@ func (q *Querier) serveEndpoint(e *endpoint, w http.ResponseWriter, r *http.Requ
 	defer done()
 	account := newAccount(id, q.limits(id))
 	defer q.metrics.observeAccount(account)
-	r = r.WithContext(withAccount(ctx, account))
+	r = r.WithContext(withoutCache(withAccount(ctx, account), r))
 	if incomplete {
 		servePartial(e.serve, w, r)
 		return

@@ -2,6 +2,7 @@ package querier
 
 import (
 	"context"
+	"math"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -131,6 +132,18 @@ func (e *edge) LocalBlocks(id tenant.ID) []ulid.ULID {
 		ids = append(ids, b.Meta().ULID)
 	}
 	return ids
+}
+
+func (e *edge) Oldest(id tenant.ID) (blocks []ulid.ULID, mins []int64, head int64) {
+	db := e.get(id)
+	if db == nil {
+		return nil, nil, math.MaxInt64
+	}
+	head = min(db.Head().MinTime(), db.Head().MinOOOTime())
+	for _, b := range db.Blocks() {
+		blocks, mins = append(blocks, b.Meta().ULID), append(mins, b.Meta().MinTime)
+	}
+	return blocks, mins, head
 }
 
 func (e *edge) Metadata(id tenant.ID, metric string) map[string][]metadata.Metadata {

@@ -6,6 +6,7 @@ import (
 	"math"
 	"slices"
 
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/exemplar"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/model/metadata"
@@ -196,4 +197,24 @@ func top(counts map[string]uint64, copies float64, limit int) []index.Stat {
 		stats = stats[:limit]
 	}
 	return stats
+}
+
+// oldest implements Edge. Of the labels that it asks for it wants none, but who holds what.
+func (c *ClusterIngester) oldest(ctx context.Context, id tenant.ID) (func(*tenantView) int64, error) {
+	r := &clusterRecent[storage.Querier]{c: c, id: id, account: newAccount(id, c.limits(id))}
+	const never = math.MaxInt64 / 2
+	got, err := gather(ctx, c, id, false, r.askLabels(request{timeRange: timeRange{never, never}, kind: labelValues, name: model.MetricNameLabel, limit: 1}))
+	if err != nil {
+		return nil, err
+	}
+	return func(v *tenantView) int64 {
+		if len(got.warnings) > 0 || viewCheck(math.MinInt64, got.covered.from, got.covered.generation)(v) != nil {
+			return math.MinInt64 // samples may be lacking
+		}
+		oldest := int64(math.MaxInt64)
+		for _, reply := range got.replies {
+			oldest = min(oldest, reply.holding.HeldMin, oldestOf(v, reply.holding.Blocks, reply.holding.BlockMins))
+		}
+		return oldest
+	}, nil
 }

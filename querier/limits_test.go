@@ -2,6 +2,7 @@ package querier
 
 import (
 	"context"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -10,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/oklog/ulid/v2"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/promql"
@@ -73,6 +75,9 @@ func TestEnginesOfPastLimitsAreLetGo(t *testing.T) {
 
 // slowIngester takes a minute to open a querier.
 type slowIngester struct{ *edge }
+
+// Oldest does not say what it holds, so that it is asked for all.
+func (slowIngester) Oldest(tenant.ID) ([]ulid.ULID, []int64, int64) { return nil, nil, math.MinInt64 }
 
 func (s slowIngester) Querier(id tenant.ID, mint, maxt int64) (storage.Querier, error) {
 	<-time.After(time.Minute) // in a synctest bubble

@@ -29,6 +29,7 @@ import (
 	"github.com/hundredfold/hundredfold/internal/cluster"
 	"github.com/hundredfold/hundredfold/internal/remoteblock"
 	"github.com/hundredfold/hundredfold/internal/tenant"
+	"github.com/hundredfold/hundredfold/querier/resultcache"
 )
 
 // Ingester is an ingester in the same process: heads, and blocks that queries do not
@@ -42,6 +43,9 @@ type Ingester interface {
 	// the ingester, so that the bucket's copies need not be read. It MUST NOT wait for
 	// a querier to be closed, since its caller holds one; it MAY leave blocks out.
 	LocalBlocks(id tenant.ID) []ulid.ULID
+	// Oldest returns the local blocks with the least time of any sample in each, and that in
+	// the head: math.MaxInt64 if it has none, math.MinInt64 if that is not known.
+	Oldest(id tenant.ID) (blocks []ulid.ULID, blockMins []int64, head int64)
 	// Metadata returns what is known of metric, or of all metrics if it is empty.
 	Metadata(id tenant.ID, metric string) map[string][]metadata.Metadata
 	// Stats describes the head; false says that no data of the tenant is in memory.
@@ -57,6 +61,10 @@ type Config struct {
 	// CacheBytes bounds what is kept on disk of blocks in a bucket that is not on this
 	// machine: at least 64 MiB.
 	CacheBytes int64 `yaml:"cache_bytes"`
+
+	// ResultsCacheBytes bounds the results of range queries that are kept on local disk, and a
+	// tenth of it in memory; 0 keeps none.
+	ResultsCacheBytes int64 `yaml:"results_cache_bytes"`
 
 	// Dir takes the parts of blocks that queries have read. It belongs to the Querier
 	// alone.
@@ -79,9 +87,13 @@ type Config struct {
 // what it has just read itself.
 const minCacheBytes = 64 << 20
 
+// minResultsCacheBytes is the least that ResultsCacheBytes can be if it is not 0: the results of one query
+// take an eighth at most.
+const minResultsCacheBytes = 8 << 20
+
 // Default returns the configuration of a Querier that the user does not name.
 func Default() Config {
-	return Config{RefreshInterval: model.Duration(30 * time.Second), CacheBytes: 10 << 30}
+	return Config{RefreshInterval: model.Duration(30 * time.Second), CacheBytes: 10 << 30, ResultsCacheBytes: 1 << 30}
 }
 
 // Validate reports all faults of c.
@@ -92,6 +104,9 @@ func (c Config) Validate() error {
 	}
 	if c.CacheBytes < minCacheBytes {
 		errs = append(errs, fmt.Errorf("cache_bytes: %d is less than %d", c.CacheBytes, minCacheBytes))
+	}
+	if c.ResultsCacheBytes != 0 && c.ResultsCacheBytes < minResultsCacheBytes {
+		errs = append(errs, fmt.Errorf("results_cache_bytes: %d is neither 0 nor at least %d", c.ResultsCacheBytes, minResultsCacheBytes))
 	}
 	if c.Dir == "" {
 		errs = append(errs, errors.New("dir: it is empty"))
@@ -109,6 +124,7 @@ type Querier struct {
 	views   *views
 	blocks  *remoteblock.Pool
 	engines *engines
+	results *resultcache.Cache // nil: none
 	gate    *gate
 	started time.Time
 	handler http.Handler
@@ -141,6 +157,9 @@ func New(cfg Config, edge Edge, store *blockstore.Store, limits tenant.LimitsFun
 		gate:    newGate(),
 		started: time.Now(),
 	}
+	if cfg.ResultsCacheBytes > 0 {
+		q.results = resultcache.New(cfg.Dir+"-results", cfg.ResultsCacheBytes, reg)
+	}
 	edge.attach(q.views)
 	m.observeView(reg, q.views.age)
 	q.handler = q.newHandler()
@@ -164,6 +183,11 @@ func (q *Querier) Run(ctx context.Context) error {
 	}
 	if err := q.blocks.Prepare(); err != nil {
 		return fmt.Errorf("querier: %w", err)
+	}
+	if q.results != nil {
+		if err := q.results.Load(); err != nil {
+			q.logger.Warn("Results that were kept before could not all be found; those queries are evaluated again", "err", err)
+		}
 	}
 	var deletions sync.WaitGroup
 	deletions.Go(func() { q.keepDeletions(ctx) })

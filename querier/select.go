@@ -31,12 +31,20 @@ var (
 // Queryable returns the samples of the ingesters and of the bucket as one storage.
 // The tenant is that of the context of Select, LabelValues and LabelNames; without
 // one they fail with tenant.ErrNoTenant. One querier serves one tenant.
-func (q *Querier) Queryable() storage.SampleAndChunkQueryable { return queryable{q} }
+func (q *Querier) Queryable() storage.SampleAndChunkQueryable { return queryable{q: q} }
 
-type queryable struct{ q *Querier }
+type queryable struct {
+	q   *Querier
+	pin *pin // nil: none
+}
 
 func (qa queryable) Querier(mint, maxt int64) (storage.Querier, error) {
-	return &sampleQuerier{session: newSession(qa.q, timeRange{mint, maxt}, qa.q.edge.samples, tsdb.NewBlockQuerier, readOwnedSamples, maskSamples)}, nil
+	s := newSession(qa.q, timeRange{mint, maxt}, qa.q.edge.samples, tsdb.NewBlockQuerier, readOwnedSamples, maskSamples)
+	if qa.pin != nil && maxt < qa.pin.oldest {
+		s.ofRecent = func(tenant.ID, timeRange) (recent[storage.Querier], error) { return nothingRecent{}, nil }
+		s.mu.view = qa.pin.view
+	}
+	return &sampleQuerier{session: s}, nil
 }
 
 func (qa queryable) ChunkQuerier(mint, maxt int64) (storage.ChunkQuerier, error) {

@@ -27,6 +27,7 @@ type splitQuery struct {
 	queryable storage.Queryable
 	opts      promql.QueryOpts
 	expr      parser.Expr // preprocessed; not evaluated
+	normal    string      // as it was parsed, printed
 	lookback  time.Duration
 	steps     timesplit.Range // all of them
 	step      int64           // ms
@@ -55,7 +56,7 @@ func (e *engines) split(query *limitedQuery, q storage.Queryable, opts promql.Qu
 		opts = promql.NewPrometheusQueryOpts(false, 0)
 	}
 	s := &splitQuery{
-		limitedQuery: query, engines: e, queryable: q, opts: opts, expr: stmt.Expr, lookback: stmt.LookbackDelta,
+		limitedQuery: query, engines: e, queryable: q, opts: opts, expr: stmt.Expr, normal: raw.String(), lookback: stmt.LookbackDelta,
 		steps: timesplit.Range{Start: stmt.Start.UnixMilli(), End: stmt.End.UnixMilli()}, step: stmt.Interval.Milliseconds(),
 		timers: stats.NewQueryTimers(), samples: stats.NewQuerySamples(opts.EnablePerStepStats()),
 	}
@@ -70,7 +71,9 @@ func (e *engines) split(query *limitedQuery, q storage.Queryable, opts promql.Qu
 // Exec implements promql.Query.
 func (s *splitQuery) Exec(ctx context.Context) *promql.Result {
 	pieces := timesplit.Cut(s.steps, s.step, s.width)
-	if len(pieces) < 2 {
+	own, ok := s.queryable.(queryable)
+	uses := ok && own.q.results != nil && s.steps.Start < time.Now().Add(-recentSpan).UnixMilli()
+	if len(pieces) < 2 && !uses {
 		return s.limitedQuery.Exec(ctx)
 	}
 	ctx = s.accounted(ctx)
@@ -95,16 +98,46 @@ func (s *splitQuery) Exec(ctx context.Context) *promql.Result {
 func (s *splitQuery) evaluate(ctx context.Context, pieces []timesplit.Range) (promql.Matrix, annotations.Annotations, error) {
 	timer, ctx := s.timers.GetSpanTimer(ctx, stats.EvalTotalTime)
 	defer timer.Finish()
-	run := &splitRun{query: s, pieces: pieces, done: make([]piece, len(pieces))}
+	account := accountOf(ctx)
+	src := s.origin(ctx)
+	plan := s.plan(src, pieces)
+	missing := 0
+	if src.cache != nil {
+		if missing = s.missingKeepable(src, plan.missing); missing > 0 {
+			// Who asks the same at the same time waits, and finds it in the cache.
+			unlock, err := src.cache.Lock(ctx, src.key)
+			if err != nil {
+				return nil, nil, err
+			}
+			defer unlock()
+			plan = s.plan(src, pieces)
+			missing = s.missingKeepable(src, plan.missing)
+		}
+	}
+	kept := 0
+	for i := range plan.kept {
+		kept += plan.kept[i].Steps(s.step)
+		if err := account.Hold(int64(plan.kept[i].points()) * bytesPerPoint); err != nil {
+			return nil, nil, err
+		}
+	}
+	run := &splitRun{query: s, origin: src, pieces: plan.missing, done: make([]piece, len(plan.missing))}
 	if err := run.all(ctx); err != nil {
 		return nil, run.warnings(), err
 	}
 	s.addStats(run.done)
-	extents := make([]extent, 0, len(run.done))
+	if src.cache != nil {
+		account.stepsFromCache.Add(int64(kept))
+		src.cache.Count(kept, missing)
+		if err := s.keep(src, plan.known, run.done); err != nil {
+			s.engines.logger.Warn("The results of a query could not be kept; it is evaluated again the next time", "err", err)
+		}
+	}
+	extents := plan.kept
 	for _, p := range run.done {
 		extents = append(extents, p.extent)
 	}
-	result, err := assemble(accountOf(ctx), extents)
+	result, err := assemble(account, extents)
 	return result, run.warnings(), err
 }
 
@@ -159,6 +192,7 @@ type piece struct {
 // splitRun evaluates the pieces of one query.
 type splitRun struct {
 	query  *splitQuery
+	origin origin
 	pieces []timesplit.Range
 	done   []piece // each by its worker
 
@@ -215,12 +249,12 @@ func (r *splitRun) one(ctx context.Context, steps timesplit.Range) piece {
 	limits := r.query.limits
 	limits.samples = max(1, limits.samples/cap(r.query.engines.slots))
 	r.alone.RLock()
-	p := r.query.evaluatePiece(ctx, steps, limits)
+	p := r.query.evaluatePiece(ctx, r.origin.queryable, steps, limits)
 	r.alone.RUnlock()
 	var tooMany promql.ErrTooManySamples
 	if errors.As(p.err, &tooMany) && limits.samples < r.query.limits.samples {
 		r.alone.Lock()
-		p = r.query.evaluatePiece(ctx, steps, r.query.limits)
+		p = r.query.evaluatePiece(ctx, r.origin.queryable, steps, r.query.limits)
 		r.alone.Unlock()
 	}
 	if p.err == nil && r.points.Add(int64(p.points())) > int64(r.query.limits.samples) {
@@ -231,7 +265,7 @@ func (r *splitRun) one(ctx context.Context, steps timesplit.Range) piece {
 
 // evaluatePiece has the plain engine evaluate some steps, when it is their turn among
 // those of all queries.
-func (s *splitQuery) evaluatePiece(ctx context.Context, steps timesplit.Range, limits queryLimits) piece {
+func (s *splitQuery) evaluatePiece(ctx context.Context, from storage.Queryable, steps timesplit.Range, limits queryLimits) piece {
 	select {
 	case s.engines.slots <- struct{}{}:
 		defer func() { <-s.engines.slots }()
@@ -242,7 +276,7 @@ func (s *splitQuery) evaluatePiece(ctx context.Context, steps timesplit.Range, l
 	defer account.release()
 	whole := ctx
 	ctx = withAccount(ctx, account)
-	watch := &watch{Queryable: charged{s.queryable}}
+	watch := &watch{Queryable: charged{from}}
 	query, err := s.engines.of(limits).NewRangeQuery(ctx, watch, s.opts, s.String(), time.UnixMilli(steps.Start), time.UnixMilli(steps.End), time.Duration(s.step)*time.Millisecond)
 	if err != nil {
 		return piece{err: err}

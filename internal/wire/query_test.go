@@ -152,6 +152,8 @@ func TestAHoldingSurvivesTheNetwork(t *testing.T) {
 		Placements: []PlacementRef{{Hash: 1, Shard: 0}, {Hash: math.MaxUint64, Shard: 3}},
 		HeldFrom:   -5,
 		Blocks:     []ulid.ULID{ulid.MustNew(1, nil), ulid.MustNew(2, nil)},
+		HeldMin:    math.MaxInt64,
+		BlockMins:  []int64{-7, 9},
 
 		IndexGeneration: math.MaxUint64,
 	}
@@ -163,6 +165,10 @@ func TestAHoldingSurvivesTheNetwork(t *testing.T) {
 	got, err = HoldingFromProto(sent(t, HoldingToProto(least)))
 	require.NoError(t, err)
 	require.Equal(t, least, got)
+
+	got, err = HoldingFromProto(&queryv1.Holding{Instance: "a"}) // of a release before
+	require.NoError(t, err)
+	require.Equal(t, Holding{Instance: "a", HeldMin: math.MinInt64}, got)
 }
 
 func TestHoldingsOfAHostilePeer(t *testing.T) {

@@ -14,6 +14,7 @@ package wire
 
 import (
 	"fmt"
+	"math"
 	"strings"
 
 	"github.com/oklog/ulid/v2"
@@ -40,6 +41,11 @@ type Holding struct {
 	// IndexGeneration is the least generation of the tenant's block index that lists
 	// all blocks that the ingester has deleted; 0: it is not known.
 	IndexGeneration uint64
+	// HeldMin is the least time of any sample in the head, in milliseconds:
+	// math.MaxInt64 if there is none, math.MinInt64 if that is not known.
+	HeldMin int64
+	// BlockMins is the least time of any sample in each of Blocks; nil if not known.
+	BlockMins []int64
 }
 
 // PlacementRef names a cluster.Placement by its hash, and the tenant's shard size in it.
@@ -55,8 +61,12 @@ func HoldingToProto(h Holding) *queryv1.Holding {
 		Generation: h.Generation,
 		HeldFromMs: h.HeldFrom,
 		Blocks:     ULIDsToProto(h.Blocks),
+		BlockMinMs: h.BlockMins,
 
 		IndexGeneration: h.IndexGeneration,
+	}
+	if h.HeldMin != math.MinInt64 {
+		m.HeldMinMs = &h.HeldMin
 	}
 	for _, p := range h.Placements {
 		m.Placements = append(m.Placements, &queryv1.PlacementRef{Hash: p.Hash, Shard: uint32(max(p.Shard, 0))})
@@ -79,8 +89,13 @@ func HoldingFromProto(m *queryv1.Holding) (Holding, error) {
 		Generation: m.GetGeneration(),
 		HeldFrom:   m.GetHeldFromMs(),
 		Blocks:     blocks,
+		HeldMin:    math.MinInt64,
+		BlockMins:  m.GetBlockMinMs(),
 
 		IndexGeneration: m.GetIndexGeneration(),
+	}
+	if m.HeldMinMs != nil {
+		h.HeldMin = m.GetHeldMinMs()
 	}
 	for _, p := range m.GetPlacements() {
 		h.Placements = append(h.Placements, PlacementRef{Hash: p.GetHash(), Shard: int(p.GetShard())})

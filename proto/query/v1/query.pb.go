@@ -154,6 +154,11 @@ type Holding struct {
 	HeldFromMs int64 `protobuf:"varint,4,opt,name=held_from_ms,json=heldFromMs,proto3" json:"held_from_ms,omitempty"`
 	// blocks are the ULIDs, 16 bytes each, of the blocks that the answer includes.
 	Blocks [][]byte `protobuf:"bytes,5,rep,name=blocks,proto3" json:"blocks,omitempty"`
+	// held_min_ms is the least time of any sample in the head; the greatest possible
+	// time if there is none. Without it, nobody knows.
+	HeldMinMs *int64 `protobuf:"varint,6,opt,name=held_min_ms,json=heldMinMs,proto3,oneof" json:"held_min_ms,omitempty"`
+	// block_min_ms is the least time of any sample in each of blocks.
+	BlockMinMs []int64 `protobuf:"varint,8,rep,packed,name=block_min_ms,json=blockMinMs,proto3" json:"block_min_ms,omitempty"`
 	// index_generation is the least generation of the tenant's block index that lists all
 	// blocks that were deleted here; 0: it is not known.
 	IndexGeneration uint64 `protobuf:"fixed64,7,opt,name=index_generation,json=indexGeneration,proto3" json:"index_generation,omitempty"`
@@ -222,6 +227,20 @@ func (x *Holding) GetHeldFromMs() int64 {
 func (x *Holding) GetBlocks() [][]byte {
 	if x != nil {
 		return x.Blocks
+	}
+	return nil
+}
+
+func (x *Holding) GetHeldMinMs() int64 {
+	if x != nil && x.HeldMinMs != nil {
+		return *x.HeldMinMs
+	}
+	return 0
+}
+
+func (x *Holding) GetBlockMinMs() []int64 {
+	if x != nil {
+		return x.BlockMinMs
 	}
 	return nil
 }
@@ -2212,7 +2231,7 @@ const file_query_v1_query_proto_rawDesc = "" +
 	"TYPE_EQUAL\x10\x01\x12\x12\n" +
 	"\x0eTYPE_NOT_EQUAL\x10\x02\x12\x0f\n" +
 	"\vTYPE_REGEXP\x10\x03\x12\x13\n" +
-	"\x0fTYPE_NOT_REGEXP\x10\x04\"\xee\x01\n" +
+	"\x0fTYPE_NOT_REGEXP\x10\x04\"\xc5\x02\n" +
 	"\aHolding\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x1e\n" +
 	"\n" +
@@ -2223,8 +2242,12 @@ const file_query_v1_query_proto_rawDesc = "" +
 	"placements\x12 \n" +
 	"\fheld_from_ms\x18\x04 \x01(\x03R\n" +
 	"heldFromMs\x12\x16\n" +
-	"\x06blocks\x18\x05 \x03(\fR\x06blocks\x12)\n" +
-	"\x10index_generation\x18\a \x01(\x06R\x0findexGeneration\"8\n" +
+	"\x06blocks\x18\x05 \x03(\fR\x06blocks\x12#\n" +
+	"\vheld_min_ms\x18\x06 \x01(\x03H\x00R\theldMinMs\x88\x01\x01\x12 \n" +
+	"\fblock_min_ms\x18\b \x03(\x03R\n" +
+	"blockMinMs\x12)\n" +
+	"\x10index_generation\x18\a \x01(\x06R\x0findexGenerationB\x0e\n" +
+	"\f_held_min_ms\"8\n" +
 	"\fPlacementRef\x12\x12\n" +
 	"\x04hash\x18\x01 \x01(\x06R\x04hash\x12\x14\n" +
 	"\x05shard\x18\x02 \x01(\rR\x05shard\"\x89\x02\n" +
@@ -2489,6 +2512,7 @@ func file_query_v1_query_proto_init() {
 	if File_query_v1_query_proto != nil {
 		return
 	}
+	file_query_v1_query_proto_msgTypes[1].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
