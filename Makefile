@@ -127,6 +127,11 @@ bench-cluster: build $(BIN)/versitygw ## The cost of a distributor and three ing
 	@$(GO) build -o $(BIN)/devcluster ./test/devcluster
 	@$(BIN)/devcluster bench -- --series=100000 --span=1h --samples-per-request=2000 --senders=8 --protocol=$(PROTOCOL)
 
+.PHONY: bench-history
+bench-history: build $(BIN)/versitygw $(BIN)/prometheus ## What queries of a year cost on a distant object store; PROMETHEUS=1 beside stock Prometheus
+	@$(GO) build -o $(BIN)/history ./test/history
+	@scripts/bench-history.sh $(ARGS)
+
 .PHONY: profile
 profile: build ## As the second half of bench, with a CPU profile in .bin/cpu.pprof
 	@PROFILE=$(BIN)/cpu.pprof scripts/bench.sh
