@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"text/tabwriter"
 	"time"
@@ -54,7 +55,7 @@ func bench(ctx context.Context, o options) (err error) {
 	return errors.Join(printResults(results), printPeers(peers))
 }
 
-// settle starts a process until the bucket is as it wants it: compacted, with its indexes.
+// settle starts a process until the bucket is as it wants it: compacted, with its index.
 func settle(ctx context.Context, o options, store *objectStore) (err error) {
 	s, err := startHundredfold(ctx, o, store, o.work)
 	if err != nil {
@@ -66,7 +67,8 @@ func settle(ctx context.Context, o options, store *objectStore) (err error) {
 	started, last, writes := time.Now(), time.Now(), store.proxy.Counts().Writes
 	ticker := time.NewTicker(100 * time.Millisecond)
 	defer ticker.Stop()
-	for time.Since(last) < quiet {
+	index := filepath.Join(bucketDir(o.work), "~index", "default.json.gz")
+	for indexed := false; !indexed || time.Since(last) < quiet; {
 		select {
 		case <-ticker.C:
 		case <-ctx.Done():
@@ -77,6 +79,8 @@ func settle(ctx context.Context, o options, store *objectStore) (err error) {
 		}
 		if now := store.proxy.Counts().Writes; now != writes {
 			last, writes = time.Now(), now
+			_, err := os.Stat(index)
+			indexed = err == nil
 		}
 	}
 	u, err := s.usage()
