@@ -66,11 +66,7 @@ func (c *Compactor) compact(ctx context.Context, id tenant.ID, job compaction) (
 		return c.discard(ctx, id, inputs)
 	}
 	for _, output := range outputs {
-		// Before the block, so that its first reader finds it. Nothing needs it.
-		if err := remoteblock.WriteSidecar(ctx, c.store, id, output); err != nil {
-			c.logger.Warn("a block goes to the bucket without its sidecar; the first query for it takes longer", "tenant", id, "err", err)
-		}
-		if err := c.store.Upload(ctx, id, output); err != nil {
+		if err := c.upload(ctx, id, output); err != nil {
 			return err
 		}
 	}
@@ -80,6 +76,15 @@ func (c *Compactor) compact(ctx context.Context, id tenant.ID, job compaction) (
 	c.logger.Info("compacted blocks", "tenant", id, "sources", len(inputs), "results", len(outputs), "block", filepath.Base(outputs[0]),
 		"start", time.UnixMilli(job.start).UTC(), "range", job.length, "overlapping", job.vertical)
 	return nil
+}
+
+// upload brings the block in dir to the bucket.
+func (c *Compactor) upload(ctx context.Context, id tenant.ID, dir string) error {
+	// Before the block, so that its first reader finds it. Nothing needs it.
+	if err := remoteblock.WriteSidecar(ctx, c.store, id, dir); err != nil {
+		c.logger.Warn("a block goes to the bucket without its sidecar; the first query for it takes longer", "tenant", id, "err", err)
+	}
+	return c.store.Upload(ctx, id, dir)
 }
 
 // open opens the blocks of a job. No inputs and no error mean that the job is to be

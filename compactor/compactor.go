@@ -100,6 +100,8 @@ type Compactor struct {
 	// pruned are the classes of series that blocks were looked through for.
 	pruned map[blockName][]string
 	sizes  *sizes
+
+	sidecars *sidecars
 }
 
 // blockName names a block among those of all tenants: blocks that were copied from
@@ -146,6 +148,7 @@ func New(cfg Config, deps Deps) (*Compactor, error) {
 		rules:    make(map[tenant.ID]rulesSince),
 		pruned:   make(map[blockName][]string),
 		sizes:    &sizes{known: make(map[blockName]int64)},
+		sidecars: newSidecars(),
 	}
 	c.board = backlog.New(func() time.Time { return c.now() })
 	c.metrics = newMetrics(deps.Registerer, c.board)
@@ -219,6 +222,7 @@ func (c *Compactor) pass(ctx context.Context) error {
 	}
 	c.board.Keep(present)
 	var errs []error
+	sidecarsLeft := maxSidecars
 	for _, id := range ids {
 		if err := ctx.Err(); err != nil {
 			return errors.Join(append(errs, err)...)
@@ -234,7 +238,9 @@ func (c *Compactor) pass(ctx context.Context) error {
 			}
 			errs = append(errs, fmt.Errorf("tenant %s: %w", id, err))
 		}
+		sidecarsLeft = c.addSidecars(ctx, id, sidecarsLeft)
 	}
+	clear(c.sidecars.lacking)
 	c.board.Keep(present)
 	if c.visits != nil {
 		c.visits.forget(present)
@@ -333,6 +339,7 @@ func (c *Compactor) plan(id tenant.ID, blocks map[ulid.ULID]blockstore.Block, pa
 		deletionDelay: time.Duration(c.cfg.DeletionDelay),
 	})
 	c.sight(id, blocks, partial, todo)
+	c.sidecars.plan(id, blocks, todo)
 	return todo
 }
 

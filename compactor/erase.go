@@ -234,7 +234,7 @@ func (c *Compactor) rewrite(ctx context.Context, id tenant.ID, block blockstore.
 		}
 		c.metrics.blocksMarked.WithLabelValues(string(blockstore.DeletionEmpty)).Inc()
 	} else {
-		if err := c.store.Upload(ctx, id, into); err != nil {
+		if err := c.upload(ctx, id, into); err != nil {
 			return err
 		}
 		rewrite.Into = ulid.MustParse(filepath.Base(into))

@@ -34,7 +34,7 @@ func requireIndexed(t *testing.T, store *blockstore.Store, want map[ulid.ULID]bl
 		files, err := store.Files(t.Context(), acme, id)
 		require.NoError(t, err)
 		require.Equal(t, files, got.Files)
-		block.Files, block.Meta.Compaction.Parents = files, nil
+		block.Files, block.Meta.Compaction.Parents, block.HasSidecar = files, nil, false
 		require.Equal(t, block, got)
 	}
 	return index

@@ -33,6 +33,9 @@ type metrics struct {
 	rewrites           prometheus.Counter
 	rewriteFailures    prometheus.Counter
 	deletionsCompleted prometheus.Counter
+
+	sidecarsAdded   prometheus.Counter
+	sidecarFailures prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer, board *backlog.Board) *metrics {
@@ -55,6 +58,9 @@ func newMetrics(reg prometheus.Registerer, board *backlog.Board) *metrics {
 		rewrites:           counter("rewrites_total", "Blocks that were written anew without what is deleted or, by a rule of retention, too old."),
 		rewriteFailures:    counter("rewrite_failures_total", "Blocks that could not be written anew, which is tried again."),
 		deletionsCompleted: counter("deletions_completed_total", "Deletions whose samples are in no block any more."),
+
+		sidecarsAdded:   counter("sidecars_added_total", "Blocks that were in the bucket without a sidecar and got one, so that their first query is quick."),
+		sidecarFailures: counter("sidecar_failures_total", "Blocks that were in the bucket without a sidecar and could not be given one: queries find their way without."),
 
 		passes:       counter("passes_total", "Passes over all tenants."),
 		passFailures: counter("pass_failures_total", "Passes in which something failed for at least one tenant."),

@@ -18,6 +18,10 @@ const (
 	noCompactMarkFile = "no-compact-mark.json"
 )
 
+// SidecarFile is the side file of a block that says where things are in it; see
+// internal/remoteblock. Nothing needs it.
+const SidecarFile = "hundredfold-sidecar"
+
 // The names outside of all tenants: '~' is not allowed in a tenant's name.
 const (
 	identityKey    = "~cluster.json"

@@ -37,6 +37,8 @@ type Block struct {
 	// Files are those that hold the data, in order of name, as far as is known: nil asks
 	// for Store.Files.
 	Files []File
+	// HasSidecar says that SidecarFile is beside the block. Only a listing tells, no index.
+	HasSidecar bool
 	// Previous says that the block is in the previous bucket only: it can be read, but
 	// neither marked nor deleted.
 	Previous bool
@@ -173,6 +175,7 @@ func (s *Store) list(ctx context.Context, id tenant.ID, trusted map[ulid.ULID]Bl
 			continue
 		}
 		listed := *read[i]
+		listed.HasSidecar = found[block].sidecar
 		if listed.Files == nil {
 			listed.Files = trusted[block].Files
 		}
@@ -224,7 +227,7 @@ func (s *Store) Partial(ctx context.Context, id tenant.ID, block ulid.ULID) (Par
 }
 
 // files says which of the small files of a block exist.
-type files struct{ meta, deletion, noCompact bool }
+type files struct{ meta, deletion, noCompact, sidecar bool }
 
 func (f files) with(file string) files {
 	switch file {
@@ -234,6 +237,8 @@ func (f files) with(file string) files {
 		f.deletion = true
 	case noCompactMarkFile:
 		f.noCompact = true
+	case SidecarFile:
+		f.sidecar = true
 	}
 	return f
 }

@@ -21,7 +21,7 @@ import (
 func FuzzSidecar(f *testing.F) {
 	dir := blocktest.Write(f, f.TempDir(), 0, 2*hour, world(5)...)
 	block := ulid.MustParse(filepath.Base(dir))
-	whole, err := makeSidecar(context.Background(), block, dir)
+	whole, err := sidecarOfDir(context.Background(), block, dir)
 	require.NoError(f, err)
 	c, err := newCodec()
 	require.NoError(f, err)

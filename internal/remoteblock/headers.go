@@ -307,61 +307,6 @@ func (*Pool) keepHeader(path string, content []byte) error {
 	return nil
 }
 
-// WriteSidecar writes the sidecar of the block in dir, which was uploaded or is about
-// to be, into the bucket. Nothing needs it: without it the first reader of the block is
-// slower.
-func WriteSidecar(ctx context.Context, store *blockstore.Store, id tenant.ID, dir string) error {
-	block, err := ulid.ParseStrict(filepath.Base(dir))
-	if err != nil {
-		return fmt.Errorf("make the sidecar of %s: the folder is not named by a ULID", dir)
-	}
-	content, err := makeSidecar(ctx, block, dir)
-	if err != nil {
-		return fmt.Errorf("make the sidecar of block %s of tenant %s: %w", block, id, err)
-	}
-	return store.WriteSideFile(ctx, id, block, SidecarName, content)
-}
-
-func makeSidecar(ctx context.Context, block ulid.ULID, dir string) ([]byte, error) {
-	c, err := newCodec()
-	if err != nil {
-		return nil, err
-	}
-	defer c.close()
-	f, err := os.Open(filepath.Join(dir, indexName))
-	if err != nil {
-		return nil, err
-	}
-	local, err := newLocalFile(f)
-	if err != nil {
-		return nil, err
-	}
-	defer local.Release()
-	files, err := dirFiles(dir, local.Size())
-	if err != nil {
-		return nil, err
-	}
-	l, err := newLayout(files)
-	if err != nil {
-		return nil, err
-	}
-	h, err := scan(ctx, local, l)
-	if err != nil {
-		return nil, err
-	}
-	if l.index <= wholeIndex {
-		whole := make([]byte, l.index)
-		if err := readFull(local, whole, 0); err != nil {
-			return nil, err
-		}
-		return c.encode(block, sidecar{layout: l, whole: whole}), nil
-	}
-	if err := h.locateChunks(ctx, local); err != nil {
-		return nil, err
-	}
-	return c.encode(block, sidecar{layout: l, header: h}), nil
-}
-
 func (c *codec) close() {
 	c.decoder.Close()
 	_ = c.encoder.Close() // it writes nowhere

@@ -212,3 +212,79 @@ func truncate(t *testing.T, path string, size int64) {
 	t.Helper()
 	require.NoError(t, os.Truncate(path, size))
 }
+
+func TestABlockThatIsGivenItsSidecarLaterNeedsFewerRoundTrips(t *testing.T) {
+	for name, size := range map[string]int{"a small index": 100, "a large index": 6000} {
+		t.Run(name, func(t *testing.T) {
+			bucket := &rounds{Bucket: objstore.NewInMemBucket()}
+			dir := blocktest.Write(t, t.TempDir(), 0, 2*hour, padded(size)...)
+			store, block := upload(t, bucket, dir, false)
+			require.False(t, block.HasSidecar)
+			read := func() (got []string, requests int) {
+				bucket.reset()
+				got, err := selectAll(t, openBlock(t, openPool(t, store), block), "up")
+				require.NoError(t, err)
+				require.NotEmpty(t, got)
+				return got, bucket.count
+			}
+			want, without := read()
+			scratch := t.TempDir()
+			require.NoError(t, AddSidecar(t.Context(), store, tenantA, block, scratch))
+			got, with := read()
+			require.Equal(t, want, got)
+			require.Less(t, with, without)
+			require.LessOrEqual(t, with, 4)
+
+			left, err := os.ReadDir(scratch)
+			require.NoError(t, err)
+			require.Empty(t, left)
+			added, found, err := store.ReadSideFile(t.Context(), tenantA, block.Meta.ULID, SidecarName)
+			require.NoError(t, err)
+			require.True(t, found)
+			require.NoError(t, WriteSidecar(t.Context(), store, tenantA, dir))
+			written, _, err := store.ReadSideFile(t.Context(), tenantA, block.Meta.ULID, SidecarName)
+			require.NoError(t, err)
+			require.Equal(t, written, added, "it is the one that comes with a block")
+		})
+	}
+}
+
+// padded returns n series with long labels: 6000 of them make an index of more than 1 MiB.
+func padded(n int) (series []blocktest.Series) {
+	long := strings.Repeat("x", 300)
+	for i := range n {
+		series = append(series, blocktest.Series{
+			Labels:  labels.FromStrings("__name__", []string{"up", "down"}[min(i%50, 1)], "pod", long+string(rune('a'+i%26))+strings.Repeat("y", i/26), "code", "200"),
+			Samples: []blocktest.Sample{{T: 1, V: 1}, {T: 1000, V: float64(i)}},
+		})
+	}
+	return series
+}
+
+func TestADamagedBlockGetsNoSidecar(t *testing.T) {
+	for name, damage := range map[string]func(t *testing.T, bucket *objstore.InMemBucket, prefix string){
+		"a flipped bit": func(t *testing.T, bucket *objstore.InMemBucket, prefix string) {
+			text := slices.Clone(bucket.Objects()[prefix+"index"])
+			text[len(text)-60] ^= 1
+			require.NoError(t, bucket.Upload(t.Context(), prefix+"index", strings.NewReader(string(text))))
+		},
+		"no index": func(t *testing.T, bucket *objstore.InMemBucket, prefix string) {
+			require.NoError(t, bucket.Delete(t.Context(), prefix+"index"))
+		},
+		"an empty index": func(t *testing.T, bucket *objstore.InMemBucket, prefix string) {
+			require.NoError(t, bucket.Upload(t.Context(), prefix+"index", strings.NewReader("")))
+		},
+		"no first segment": func(t *testing.T, bucket *objstore.InMemBucket, prefix string) {
+			require.NoError(t, bucket.Upload(t.Context(), prefix+"chunks/000003", strings.NewReader("x")))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bucket := objstore.NewInMemBucket()
+			store, block := upload(t, remoteBucket{bucket}, blocktest.Write(t, t.TempDir(), 0, 2*hour, world(20)...), false)
+			prefix := string(tenantA) + "/" + block.Meta.ULID.String() + "/"
+			damage(t, bucket, prefix)
+			require.ErrorIs(t, AddSidecar(t.Context(), store, tenantA, block, t.TempDir()), ErrDamaged)
+			require.NotContains(t, bucket.Objects(), prefix+SidecarName)
+		})
+	}
+}

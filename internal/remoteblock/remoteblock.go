@@ -15,7 +15,7 @@
 // error: see ErrDamaged. Damage to the sidecar costs time only.
 //
 // The package does not decide which blocks are read, and writes to the bucket only by
-// WriteSidecar.
+// WriteSidecar and AddSidecar.
 package remoteblock
 
 import (

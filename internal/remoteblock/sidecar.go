@@ -15,7 +15,7 @@ import (
 
 const (
 	// SidecarName is the side file of a block that spares readers the way to its index.
-	SidecarName = "hundredfold-sidecar"
+	SidecarName = blockstore.SidecarFile
 
 	sidecarMagic   = "HFSC"
 	sidecarVersion = 1
