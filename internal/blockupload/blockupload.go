@@ -25,6 +25,7 @@ import (
 
 	"github.com/hundredfold/hundredfold/internal/blockcheck"
 	"github.com/hundredfold/hundredfold/internal/blockstore"
+	"github.com/hundredfold/hundredfold/internal/remoteblock"
 	"github.com/hundredfold/hundredfold/internal/tenant"
 )
 
@@ -154,6 +155,9 @@ func (u *Uploads) publish(ctx context.Context, j job) (err error) {
 	}
 	if err != nil {
 		return err
+	}
+	if err := remoteblock.WriteSidecar(ctx, u.store, j.tenant, dir); err != nil {
+		u.logger.Warn("An uploaded block becomes visible without its sidecar; a compactor adds it", "tenant", j.tenant, "block", j.block, "err", err)
 	}
 	return u.store.UploadAs(ctx, j.tenant, dir, text)
 }

@@ -123,6 +123,7 @@ func TestAnUploadedBlockBecomesVisibleOnlyWhenItWasValidated(t *testing.T) {
 	require.Equal(t, []ulid.ULID{ulid.MustParse(name)}, block.Meta.Compaction.Sources, "it supersedes no other block")
 	require.Equal(t, map[string]string{"cluster": "eu"}, block.Extension.ExternalLabels)
 	require.Equal(t, blocktest.Samples(t, dir), blocktest.Samples(t, filepath.Join(b.root, string(acme), name)))
+	require.True(t, block.HasSidecar, "so that its first query is quick")
 	require.Len(t, b.seen, 1)
 	code, _ = b.ask("POST", Prefix+name+"/start", meta)
 	require.Equal(t, http.StatusConflict, code)

@@ -26,6 +26,7 @@ import (
 
 	"github.com/hundredfold/hundredfold/internal/blockcheck"
 	"github.com/hundredfold/hundredfold/internal/blockstore"
+	"github.com/hundredfold/hundredfold/internal/remoteblock"
 	"github.com/hundredfold/hundredfold/internal/tenant"
 )
 
@@ -290,6 +291,14 @@ func (i *Importer) carryOut(ctx context.Context, id tenant.ID, j job, p *progres
 	if err != nil {
 		return err
 	}
+	return i.put(ctx, id, dir, meta)
+}
+
+// put brings the block in dir to the target, with meta as its meta.json.
+func (i *Importer) put(ctx context.Context, id tenant.ID, dir string, meta []byte) error {
+	if err := remoteblock.WriteSidecar(ctx, i.target, id, dir); err != nil {
+		i.logger.Warn("A block is imported without its sidecar; a compactor adds it", "tenant", id, "block", filepath.Base(dir), "err", err)
+	}
 	return i.target.UploadAs(ctx, id, dir, meta)
 }
 
@@ -304,7 +313,7 @@ func (i *Importer) upload(ctx context.Context, id tenant.ID, dir string, externa
 			return err
 		}
 	}
-	if err := i.target.UploadAs(ctx, id, dir, text); err != nil {
+	if err := i.put(ctx, id, dir, text); err != nil {
 		return err
 	}
 	return os.RemoveAll(dir)

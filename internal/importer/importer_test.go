@@ -170,6 +170,7 @@ func TestLabelsOfThanosBecomeExternalLabelsAndWhatIsDownsampledOrMarkedStays(t *
 	require.Contains(t, out, "marked for deletion")
 	blocks := b.blocks(t, "acme")
 	require.Equal(t, map[string]string{"cluster": "eu", "site": "x"}, blocks[idOf(raw)].Extension.ExternalLabels)
+	require.True(t, blocks[idOf(raw)].HasSidecar, "so that its first query is quick")
 }
 
 func TestTenantsOfMimirKeepTheirNamesAndShardsAreAllImported(t *testing.T) {
