@@ -56,17 +56,11 @@ func (i *Importer) head(ctx context.Context, name string, known map[ulid.ULID]bo
 	if _, err := os.Stat(filepath.Join(work, "wal")); errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
-	newest := int64(math.MinInt64)
-	for _, b := range blocks {
-		if len(b.text) > 0 && !b.meta.Compaction.FromOutOfOrder() {
-			newest = max(newest, b.meta.MaxTime)
-		}
-	}
 	written := filepath.Join(i.cfg.Scratch, headBlocks)
 	if err := os.RemoveAll(written); err != nil {
 		return nil, err
 	}
-	dirs, err := writeHead(ctx, work, written, newest)
+	dirs, err := writeHead(ctx, work, written, inBlocksUntil(blocks))
 	if err != nil {
 		return nil, fmt.Errorf("write the head as blocks: %w", err)
 	}
@@ -89,6 +83,21 @@ func (i *Importer) head(ctx context.Context, name string, known map[ulid.ULID]bo
 		jobs = append(jobs, j)
 	}
 	return jobs, nil
+}
+
+// inBlocksUntil returns the time, in ms, before which all samples of the head that came in
+// order are in blocks. Like the TSDB itself it leaves out blocks of only some series: those
+// of late samples, of series that went stale, and of selected series, such as one shard.
+func inBlocksUntil(blocks []sourceBlock) int64 {
+	newest := int64(math.MinInt64)
+	for _, b := range blocks {
+		c := &b.meta.Compaction
+		if len(b.text) == 0 || c.FromOutOfOrder() || c.FromStaleSeries() || c.FromSelectedSeries() {
+			continue
+		}
+		newest = max(newest, b.meta.MaxTime)
+	}
+	return newest
 }
 
 // writeHead replays the head in dir and writes blocks of two hours to dest. Samples before
@@ -129,9 +138,7 @@ func writeHead(ctx context.Context, dir, dest string, newest int64) (dirs []stri
 		}
 		return err
 	}
-	if head.NumSeries() == 0 || head.MinTime() == math.MaxInt64 {
-		return nil, nil
-	}
+	// A head without samples in order, which may have late ones, has a MinTime above its MaxTime.
 	for mint := head.MinTime(); mint <= head.MaxTime(); {
 		maxt := floor(mint, window) + window
 		if err := add(compactor.Write(dest, tsdb.NewRangeHead(head, mint, maxt-1), mint, maxt, nil)); err != nil {

@@ -253,6 +253,53 @@ func TestTheHeadOfAPrometheusIsImportedOnceAndItsDirectoryNotTouched(t *testing.
 	require.NoDirExists(t, b.cfg.Scratch)
 }
 
+// prometheus makes the source the data directory of a Prometheus whose head has what fill
+// appends, one sample each minute from from to to.
+func (b *bed) prometheus(t *testing.T, fill func(add func(name string, from, to int64))) {
+	t.Helper()
+	options := tsdb.DefaultOptions()
+	options.OutOfOrderTimeWindow = 10 * hour
+	db, err := tsdb.Open(b.source, nil, nil, options, nil)
+	require.NoError(t, err)
+	db.DisableCompactions()
+	fill(func(name string, from, to int64) {
+		for at := from; at < to; at += 60_000 {
+			app := db.AppenderV2(context.Background())
+			_, err := app.Append(0, labels.FromStrings("__name__", name), 0, at, float64(at), nil, nil, storage.AOptions{})
+			require.NoError(t, err)
+			require.NoError(t, app.Commit())
+		}
+	})
+	require.NoError(t, db.Close())
+}
+
+func TestABlockOfSomeSeriesHidesNoSamplesOfTheHead(t *testing.T) {
+	start := 1000 * 2 * hour
+	for _, hint := range []string{tsdb.CompactionHintFromStaleSeries, tsdb.CompactionHintFromSelectedSeries, tsdb.CompactionHintFromOutOfOrder} {
+		t.Run(hint, func(t *testing.T) {
+			b := newBed(t)
+			b.prometheus(t, func(add func(string, int64, int64)) { add("a", start, start+hour) })
+			dir := write(t, b.source, start, start+2*hour, "", blocktest.Floats("gone", start, start+2*hour, step))
+			edit(t, dir, fmt.Sprintf(`{"compaction": {"level": 1, "sources": [%q], "hints": [%q]}}`, filepath.Base(dir), hint))
+			b.run(t)
+			require.Len(t, b.samples(t, tenant.Default)[`{__name__="a"}`], 60)
+		})
+	}
+}
+
+func TestAHeadThatHasOnlyLateSamplesIsImported(t *testing.T) {
+	start := 1000 * 2 * hour
+	b := newBed(t)
+	b.prometheus(t, func(add func(string, int64, int64)) {
+		add("a", start+2*hour, start+3*hour)
+		add("a", start+hour, start+2*hour) // out of order
+	})
+	// What came in order is in a block.
+	write(t, b.source, start+2*hour, start+4*hour, "", blocktest.Floats("other", start+2*hour, start+4*hour, step))
+	b.run(t)
+	require.Len(t, b.samples(t, tenant.Default)[`{__name__="a"}`], 60)
+}
+
 func TestReplicasAreNeverInterleavedAndAGapOfOneIsFilledByTheOther(t *testing.T) {
 	b := newBed(t)
 	replica := func(name string, phase, from, to, gapFrom, gapTo int64) {
