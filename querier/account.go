@@ -59,6 +59,15 @@ func budgetOf(ctx context.Context) remoteblock.Budget {
 	return nil
 }
 
+// again returns the account of another run of the query, after a run that came to nothing. What
+// that one held is gone, while what it fetched was fetched for the query.
+func (a *account) again() *account {
+	next := &account{tenant: a.tenant, maxHeld: a.maxHeld, maxFetched: a.maxFetched}
+	next.peak.Store(a.peak.Load())
+	next.fetched.Store(a.fetched.Load())
+	return next
+}
+
 // part returns an account of a part of the query that ends before it. What the part
 // holds is held by the whole, until release.
 func (a *account) part() *account { return &account{of: a} }

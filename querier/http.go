@@ -160,13 +160,13 @@ func (q *Querier) serveEndpoint(e *endpoint, w http.ResponseWriter, r *http.Requ
 	}
 	defer done()
 	account := newAccount(id, q.limits(id))
-	defer q.metrics.observeAccount(account)
-	r = r.WithContext(withoutCache(withAccount(ctx, account), r))
+	defer func() { q.metrics.observeAccount(account) }()
+	ctx = withoutCache(ctx, r)
 	if incomplete {
-		servePartial(e.serve, w, r)
+		account = servePartial(e.serve, w, r.WithContext(ctx), account)
 		return
 	}
-	e.serve(w, r)
+	e.serve(w, r.WithContext(withAccount(ctx, account)))
 }
 
 func (e *endpoint) methods() string {

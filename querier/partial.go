@@ -60,21 +60,24 @@ func wantsPartial(r *http.Request) (bool, error) {
 }
 
 // servePartial serves a request that takes an answer in which something is missing. A
-// block that fails while it is read spoils the run; the next one does without.
-func servePartial(serve http.HandlerFunc, w http.ResponseWriter, r *http.Request) {
+// block that fails while it is read spoils the run; the next one does without. The first
+// run is charged to the account, and each further one to one that follows it; servePartial
+// returns that of the last run.
+func servePartial(serve http.HandlerFunc, w http.ResponseWriter, r *http.Request, account *account) *account {
 	p := &partial{blocks: map[ulid.ULID]error{}}
-	r = r.WithContext(context.WithValue(r.Context(), partialKey{}, p))
+	ctx := context.WithValue(r.Context(), partialKey{}, p)
 	for run := 1; ; run++ {
 		p.begin()
 		answer := &heldAnswer{header: http.Header{}, status: http.StatusOK}
-		serve(answer, r)
-		if run < partialRuns && r.Context().Err() == nil && p.spoilt() {
+		serve(answer, r.WithContext(withAccount(ctx, account)))
+		if run < partialRuns && ctx.Err() == nil && p.spoilt() {
+			account = account.again()
 			continue
 		}
 		maps.Copy(w.Header(), answer.header)
 		w.WriteHeader(answer.status)
 		_, _ = w.Write(answer.body.Bytes()) // the client has gone: nobody is left to tell
-		return
+		return account
 	}
 }
 

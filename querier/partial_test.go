@@ -1,6 +1,7 @@
 package querier
 
 import (
+	"encoding/json"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -30,6 +31,17 @@ func (r *rig) file(block ulid.ULID, name string) string {
 	return filepath.Join(dir, name)
 }
 
+func damageChunks(r *rig, block ulid.ULID) {
+	path := r.file(block, "chunks/000001")
+	segment, err := os.ReadFile(path)
+	require.NoError(r.t, err)
+	for i := 8; i < len(segment); i++ {
+		segment[i] ^= 0xff
+	}
+	require.NoError(r.t, os.Remove(path))
+	require.NoError(r.t, os.WriteFile(path, segment, 0o644))
+}
+
 const allHours = "&start=0&end=10740&step=60"
 
 // points counts the points of a range query over the three hours.
@@ -43,16 +55,7 @@ func TestAnAnswerIsPartialOnlyIfItMayBe(t *testing.T) {
 			require.NoError(r.t, os.Remove(r.file(block, "index")))
 			require.NoError(r.t, os.WriteFile(r.file(block, "index"), []byte("damaged"), 0o644))
 		},
-		"chunks": func(r *rig, block ulid.ULID) {
-			path := r.file(block, "chunks/000001")
-			segment, err := os.ReadFile(path)
-			require.NoError(r.t, err)
-			for i := 8; i < len(segment); i++ {
-				segment[i] ^= 0xff
-			}
-			require.NoError(r.t, os.Remove(path))
-			require.NoError(r.t, os.WriteFile(path, segment, 0o644))
-		},
+		"chunks": damageChunks,
 		"it is gone": func(r *rig, block ulid.ULID) {
 			require.NoError(r.t, r.store.Delete(r.t.Context(), alice, block))
 		},
@@ -81,6 +84,35 @@ func TestAnAnswerIsPartialOnlyIfItMayBe(t *testing.T) {
 			require.Equal(t, 1, strings.Count(string(got.Data), `"metric"`))
 		})
 	}
+}
+
+func TestARunThatCameToNothingHoldsNothing(t *testing.T) {
+	harmed := func(harm bool) *rig {
+		r := newRig(t, rigOption{inPlace: true})
+		for i := range int64(6) {
+			block := r.uploadHour(i)
+			if harm && i > 0 {
+				damageChunks(r, block)
+			}
+		}
+		r.refresh()
+		return r
+	}
+	// One after the other, so that each run finds one damaged block more.
+	const path = "/api/v1/query?query=count_over_time(x[6h])&time=21600&partial_response=true&stats=all"
+	whole := harmed(false).get(alice, path)
+	require.Equal(t, 200, whole.Code, whole.Body)
+	var data struct {
+		Stats struct {
+			Account accountStats `json:"account"`
+		} `json:"stats"`
+	}
+	require.NoError(t, json.Unmarshal(whole.Data, &data))
+	r := harmed(true)
+	r.limits.MaxQueryBytes = data.Stats.Account.PeakBytes * 3 / 2
+	got := r.get(alice, path)
+	require.Equal(t, 200, got.Code, got.Body)
+	require.Len(t, got.Warnings, 5)
 }
 
 func TestLabelsAndSeriesMayBePartial(t *testing.T) {
