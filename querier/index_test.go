@@ -242,6 +242,33 @@ func TestAfterAStartAnIndexAloneIsNotEnoughForTheOnlyProcess(t *testing.T) {
 	})
 }
 
+func TestAListingThatBeganEarlyKeepsWhatANewerIndexHasShown(t *testing.T) {
+	block := func(n byte) blockstore.Block {
+		return blockstore.Block{Meta: tsdb.BlockMeta{ULID: ulid.ULID{15: n}, MaxTime: 1}}
+	}
+	blocks := func(of ...byte) map[ulid.ULID]blockstore.Block {
+		m := map[ulid.ULID]blockstore.Block{}
+		for _, n := range of {
+			m[ulid.ULID{15: n}] = block(n)
+		}
+		return m
+	}
+	begun := time.Unix(1000, 0)
+	for _, noticed := range []bool{true, false} {
+		view := newTenantView(blocks(1, 2), begun.Add(-time.Minute))
+		if noticed {
+			view = view.uploaded([]blockstore.Block{block(3)}, begun.Add(time.Second))
+		}
+		view, err := view.reindexed(blockstore.Index{Generation: 1, Blocks: blocks(1, 2, 3)}, begun.Add(2*time.Second))
+		require.NoError(t, err)
+		view = view.relisted(blocks(1), begun)
+		require.True(t, view.reads(ulid.ULID{15: 3}), "it was uploaded while the listing went on")
+		require.False(t, view.reads(ulid.ULID{15: 2}), "it was known before: it is gone")
+		view = view.relisted(blocks(1), begun.Add(time.Minute))
+		require.False(t, view.reads(ulid.ULID{15: 3}), "now it is gone, too")
+	}
+}
+
 // Views follow the bucket through whatever happens to it: a block that is there and was
 // seen is never lost, whichever index comes, and in whichever order.
 func TestNoIndexTakesABlockFromAViewThatTheBucketHas(t *testing.T) {
@@ -250,21 +277,24 @@ func TestNoIndexTakesABlockFromAViewThatTheBucketHas(t *testing.T) {
 		w := newBlockWorld(rng)
 		view := &tenantView{}
 		now := time.Unix(1000, 0)
+		// A listing shows what there was when it began, and ends some time later.
+		began, listing := now, maps.Clone(w.bucket)
 		for step := range 60 {
 			now = now.Add(time.Second)
 			w.happen()
-			switch rng.IntN(4) {
+			switch rng.IntN(5) {
 			case 0:
-				view = view.relisted(maps.Clone(w.bucket), now)
+				view = view.relisted(listing, began)
+				began, listing = now, maps.Clone(w.bucket)
 			case 1: // any index that was ever written may come
 				if len(w.indexes) > 0 {
-					if next, err := view.reindexed(w.indexes[rng.IntN(len(w.indexes))]); err == nil {
+					if next, err := view.reindexed(w.indexes[rng.IntN(len(w.indexes))], now); err == nil {
 						view = next
 					}
 				}
 			case 2:
 				if len(w.indexes) > 0 {
-					if next, err := view.reindexed(w.indexes[len(w.indexes)-1]); err == nil {
+					if next, err := view.reindexed(w.indexes[len(w.indexes)-1], now); err == nil {
 						view = next
 					}
 				}
@@ -273,6 +303,8 @@ func TestNoIndexTakesABlockFromAViewThatTheBucketHas(t *testing.T) {
 					view = view.uploaded([]blockstore.Block{w.bucket[id]}, now)
 					w.seen[id] = struct{}{}
 				}
+			case 4:
+				view = view.relisted(maps.Clone(w.bucket), now)
 			}
 			for id := range view.all {
 				w.seen[id] = struct{}{}

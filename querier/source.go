@@ -96,7 +96,7 @@ func (v *views) accept(id tenant.ID, s *source, index blockstore.Index) bool {
 	var err error
 	v.change(id, func(old *tenantView) *tenantView {
 		var next *tenantView
-		if next, err = old.reindexed(index); err != nil {
+		if next, err = old.reindexed(index, time.Now()); err != nil {
 			return old
 		}
 		return next

@@ -31,6 +31,8 @@ type tenantView struct {
 	// unindexed are those of all that the index does not list, and since when each is
 	// known.
 	unindexed map[ulid.ULID]time.Time
+	// unlisted are those of all that no listing has shown yet, and since when each is known.
+	unlisted map[ulid.ULID]time.Time
 
 	hiding // what is hidden in the blocks; views.of sets it
 }
@@ -64,18 +66,23 @@ func (v *tenantView) build() *tenantView {
 }
 
 // relisted returns the view after a listing that began at begun. It is the truth: only what
-// was uploaded since then is kept beside.
+// first became known since then is kept beside, be it by an index or by a notice, since it
+// may have been uploaded behind the listing's back. If it was deleted instead, a query that
+// needs it fails and asks for another listing.
 func (v *tenantView) relisted(blocks map[ulid.ULID]blockstore.Block, begun time.Time) *tenantView {
 	if begun.Before(v.listed) {
 		return v // Another listing that began later has ended sooner.
 	}
-	next := &tenantView{listed: begun, index: v.index, all: maps.Clone(blocks), unindexed: map[ulid.ULID]time.Time{}}
+	next := &tenantView{
+		listed: begun, index: v.index, all: maps.Clone(blocks),
+		unindexed: map[ulid.ULID]time.Time{}, unlisted: map[ulid.ULID]time.Time{},
+	}
 	if next.all == nil {
 		next.all = map[ulid.ULID]blockstore.Block{}
 	}
-	for id, since := range v.unindexed {
+	for id, since := range v.unlisted {
 		if _, ok := next.all[id]; !ok && since.After(begun) {
-			next.all[id] = v.all[id]
+			next.all[id], next.unlisted[id] = v.all[id], since
 		}
 	}
 	for id := range next.all {
@@ -98,11 +105,12 @@ type refusal struct {
 
 func (r *refusal) Error() string { return r.text }
 
-// reindexed returns the view after an index was read. It refuses one that is older than
-// the last, or lacks blocks that the last one or a listing has shown, though nothing says
-// that they may be gone (blockstore.Dropped). What no index has listed yet is kept beside,
-// since it may be younger than the listing that the index was made of.
-func (v *tenantView) reindexed(index blockstore.Index) (*tenantView, error) {
+// reindexed returns the view after an index was read, which ended before now. It refuses
+// one that is older than the last, or lacks blocks that the last one or a listing has
+// shown, though nothing says that they may be gone (blockstore.Dropped). What no index has
+// listed yet is kept beside, since it may be younger than the listing that the index was
+// made of.
+func (v *tenantView) reindexed(index blockstore.Index, now time.Time) (*tenantView, error) {
 	if index.Generation < v.index.Generation {
 		return nil, &refusal{"older", fmt.Sprintf("its generation %d is before %d, which was there already", index.Generation, v.index.Generation)}
 	}
@@ -114,7 +122,10 @@ func (v *tenantView) reindexed(index blockstore.Index) (*tenantView, error) {
 	if dropped := blockstore.Dropped(before, index.Blocks); len(dropped) > 0 {
 		return nil, &refusal{"drops_blocks", fmt.Sprintf("%d blocks that were there are missing in it, among them %s, and nothing says that they may be gone", len(dropped), dropped[0])}
 	}
-	next := &tenantView{listed: v.listed, index: index, all: maps.Clone(index.Blocks), unindexed: map[ulid.ULID]time.Time{}}
+	next := &tenantView{
+		listed: v.listed, index: index, all: maps.Clone(index.Blocks),
+		unindexed: map[ulid.ULID]time.Time{}, unlisted: map[ulid.ULID]time.Time{},
+	}
 	for id, since := range v.unindexed {
 		if _, ok := index.Blocks[id]; !ok {
 			next.all[id], next.unindexed[id] = v.all[id], since
@@ -129,20 +140,31 @@ func (v *tenantView) reindexed(index blockstore.Index) (*tenantView, error) {
 			}
 		}
 	}
+	for id := range next.all {
+		if since, ok := v.unlisted[id]; ok {
+			next.unlisted[id] = since
+		} else if _, ok := v.all[id]; !ok {
+			next.unlisted[id] = now
+		}
+	}
 	return next.build(), nil
 }
 
 // uploaded returns the view after somebody has told of blocks, which were then found in the
 // bucket.
 func (v *tenantView) uploaded(blocks []blockstore.Block, now time.Time) *tenantView {
-	next := &tenantView{listed: v.listed, index: v.index, all: maps.Clone(v.all), unindexed: maps.Clone(v.unindexed)}
+	next := &tenantView{
+		listed: v.listed, index: v.index, all: maps.Clone(v.all),
+		unindexed: maps.Clone(v.unindexed), unlisted: maps.Clone(v.unlisted),
+	}
 	if next.all == nil {
-		next.all, next.unindexed = map[ulid.ULID]blockstore.Block{}, map[ulid.ULID]time.Time{}
+		next.all = map[ulid.ULID]blockstore.Block{}
+		next.unindexed, next.unlisted = map[ulid.ULID]time.Time{}, map[ulid.ULID]time.Time{}
 	}
 	for _, block := range blocks {
 		id := block.Meta.ULID
 		if _, ok := next.all[id]; !ok && !v.reads(id) {
-			next.all[id], next.unindexed[id] = block, now
+			next.all[id], next.unindexed[id], next.unlisted[id] = block, now, now
 		}
 	}
 	return next.build()
