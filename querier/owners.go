@@ -140,8 +140,10 @@ type asksOwner[T any] func(ctx context.Context, client queryv1.BlocksServiceClie
 
 // askOwners asks the peers, of which there is one at least, one after the other: the next
 // one when one has failed, or has been silent for so long. The first whole answer counts.
+// What the others hold by the account in ctx is given back.
 func askOwners[T any](ctx context.Context, o *owners, peers []cluster.Peer, patience time.Duration, ask asksOwner[T]) (T, error) {
 	r := &ownerRace[T]{o: o, ask: ask, rest: peers, answers: make(chan ownerAnswer[T], len(peers)), heard: make(chan struct{}, 1)}
+	defer r.giveBack()
 	defer r.running.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -152,6 +154,14 @@ type ownerAnswer[T any] struct {
 	peer  cluster.Peer
 	value T
 	err   error
+	held  *account // by this answer, of what the query holds; nil: nothing is charged
+}
+
+// giveBack gives back what an answer holds that does not count.
+func (a *ownerAnswer[T]) giveBack() {
+	if a.held != nil {
+		a.held.release()
+	}
 }
 
 // ownerRace is one askOwners. One goroutine; those who ask send to answers.
@@ -176,14 +186,20 @@ func (r *ownerRace[T]) run(ctx context.Context, patience time.Duration) (T, erro
 	for {
 		select {
 		case a := <-r.answers:
+			if a.err == nil {
+				return a.value, nil
+			}
+			a.giveBack()
+			r.asked = slices.DeleteFunc(r.asked, func(p cluster.Peer) bool { return p.ID == a.peer.ID })
 			var refused overdrawn
 			switch {
-			case a.err == nil, errors.As(a.err, &refused):
-				return a.value, a.err
+			case errors.As(a.err, &refused) && len(r.asked) > 0:
+				continue // what two answers hold is too much, so it is left to the other one
+			case errors.As(a.err, &refused):
+				return none, a.err
 			case ctx.Err() != nil:
 				return none, context.Cause(ctx)
 			}
-			r.asked = slices.DeleteFunc(r.asked, func(p cluster.Peer) bool { return p.ID == a.peer.ID })
 			if isDown(a.err) {
 				r.o.avoid(a.peer, a.err)
 			}
@@ -216,11 +232,25 @@ func (r *ownerRace[T]) next(ctx context.Context) bool {
 	}
 	peer := r.rest[0]
 	r.rest, r.asked = r.rest[1:], append(r.asked, peer)
+	var held *account
+	if whole := accountOf(ctx); whole != nil {
+		held = whole.part()
+		ctx = withAccount(ctx, held)
+	}
 	r.running.Go(func() {
 		value, err := r.askOne(ctx, peer)
-		r.answers <- ownerAnswer[T]{peer, value, err}
+		r.answers <- ownerAnswer[T]{peer, value, err, held}
 	})
 	return true
+}
+
+// giveBack gives back what those answers hold that nobody has waited for. All who ask have
+// ended.
+func (r *ownerRace[T]) giveBack() {
+	close(r.answers)
+	for a := range r.answers {
+		a.giveBack()
+	}
 }
 
 func (r *ownerRace[T]) askOne(ctx context.Context, peer cluster.Peer) (value T, err error) {

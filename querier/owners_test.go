@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -555,6 +556,51 @@ func TestOwnersAreAskedOneAfterTheOther(t *testing.T) {
 				}
 				require.Equal(t, c.asked, asked)
 				require.Equal(t, c.within, time.Since(start))
+			})
+		})
+	}
+}
+
+func TestOnlyTheAnswerThatCountsIsHeld(t *testing.T) {
+	peers := []cluster.Peer{{ID: "first"}, {ID: "second"}}
+	for _, c := range []struct {
+		name  string
+		first error // nil: it hangs
+		held  int64 // by the query in the end
+		fails bool
+		limit int64
+		own   [2]int64 // what the first and the second hold
+	}{
+		{name: "the first one fails", first: errCutShort, held: 60, limit: 100, own: [2]int64{60, 60}},
+		{name: "the first one hangs", held: 60, own: [2]int64{60, 60}},
+		{name: "the first one hangs and leaves too little", limit: 100, own: [2]int64{60, 60}, fails: true},
+		{name: "both are too large", first: errCutShort, limit: 50, own: [2]int64{40, 60}, fails: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				whole := newAccount(alice, tenant.Limits{MaxQueryBytes: c.limit})
+				var asked atomic.Int32
+				b := ownedBlock{owners: ownersOfNobody()}
+				_, err := askOwners(withAccount(t.Context(), whole), b.owners, peers, silentAfter, func(ctx context.Context, _ queryv1.BlocksServiceClient, _ func()) (int, error) {
+					me := asked.Add(1)
+					if err := b.charge(ctx, int(c.own[me-1]), 1); err != nil {
+						return 0, err
+					}
+					if me == 2 {
+						return 2, nil
+					}
+					if c.first == nil {
+						<-ctx.Done()
+						return 0, ctx.Err()
+					}
+					return 0, c.first
+				})
+				require.Equal(t, c.fails, err != nil, "%v", err)
+				require.Equal(t, c.held, whole.held.Load())
+				require.EqualValues(t, 2, whole.fetched.Load(), "it was fetched for the query")
+				if c.name == "the first one hangs and leaves too little" {
+					require.ErrorIs(t, err, errSilent, "the block is read here")
+				}
 			})
 		})
 	}
