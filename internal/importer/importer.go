@@ -217,7 +217,7 @@ func superseded(blocks []sourceBlock) []sourceBlock {
 		if groups[b.group] == nil {
 			groups[b.group] = make(map[ulid.ULID]blockstore.Block)
 		}
-		groups[b.group][b.meta.ULID] = blockstore.Block{Meta: b.meta}
+		groups[b.group][b.meta.ULID] = blockstore.Block{Meta: b.meta, Extension: b.extension}
 	}
 	for _, group := range groups {
 		covered := blockstore.Superseded(group)
@@ -345,19 +345,23 @@ func (i *Importer) external(of map[string]string) map[string]string {
 	return all
 }
 
-// metaFor returns the meta.json of a block that is imported with external labels.
+// metaFor returns the meta.json of a block that is imported with external labels. What
+// else a block of Hundredfold's says of itself stays: its shard and its sources among it.
 func (b sourceBlock) metaFor(external map[string]string) ([]byte, error) {
-	if len(external) == 0 && b.shard == "" {
+	if b.shard == "" && maps.Equal(external, b.extension.ExternalLabels) {
 		return b.text, nil
 	}
-	extension := blockstore.Extension{ExternalLabels: external}
+	extension := b.extension
+	extension.ExternalLabels = external
 	if b.shard == "" {
 		return blockstore.AddExtension(b.text, extension)
 	}
-	// Shards of Mimir's have the same sources, and none of them has the samples of another.
+	// Shards that Mimir or Cortex made have the same sources, and none of them has the
+	// samples of another.
 	meta := b.meta
 	meta.Compaction.Sources = []ulid.ULID{meta.ULID}
 	meta.Compaction.Parents = nil
+	extension.Sources = nil
 	return blockstore.EncodeMeta(meta, extension)
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -197,6 +198,42 @@ func TestTenantsOfMimirKeepTheirNamesAndShardsAreAllImported(t *testing.T) {
 	require.Len(t, b.blocks(t, "all"), 1)
 }
 
+func TestShardsOfHundredfoldAndPartitionsOfCortexAreAllImported(t *testing.T) {
+	source := ulid.Make()
+	for name, keys := range map[string]string{
+		"hundredfold": `{"hundredfold": {"version": 1, "shard": {"index": %d, "count": 2}, "external_labels": {"cluster": "eu"}, "sources": [%q]}}`,
+		"cortex":      `{"thanos": {"labels": {"cluster": "eu"}, "extensions": {"partition_info": {"partition_id": %d, "partition_count": 2}}}, "compaction": {"level": 2, "sources": [%q]}}`,
+	} {
+		for _, external := range []map[string]string{nil, {"site": "x"}} {
+			t.Run(fmt.Sprint(name, external), func(t *testing.T) {
+				b := newBed(t)
+				b.cfg.ExternalLabels = external
+				var dirs []string
+				for shard := range 2 {
+					dirs = append(dirs, write(t, filepath.Join(b.source, "team-a"), 0, 2*hour, fmt.Sprintf(keys, shard, source), blocktest.Floats(fmt.Sprint("a", shard), 0, 2*hour, step)))
+				}
+				result, out := b.run(t)
+				require.Equal(t, 2, result.Imported, out)
+				blocks := b.blocks(t, "team-a")
+				require.Len(t, blocks, 2)
+				require.Empty(t, blockstore.Superseded(blocks))
+				want := map[string]string{"cluster": "eu"}
+				maps.Copy(want, external)
+				for shard, dir := range dirs {
+					block := blocks[idOf(dir)]
+					require.Equal(t, want, block.Extension.ExternalLabels)
+					if name == "hundredfold" {
+						require.Equal(t, blockstore.Shard{Index: uint64(shard), Count: 2}, block.Shard())
+						require.Equal(t, []ulid.ULID{source}, block.Meta.Compaction.Sources)
+					}
+				}
+				result, _ = b.run(t)
+				require.Equal(t, Result{Present: 2}, result)
+			})
+		}
+	}
+}
+
 func TestADamagedBlockIsNamedAndTheOthersAreImported(t *testing.T) {
 	b := newBed(t)
 	bad := write(t, b.source, 0, 2*hour, "", blocktest.Floats("a", 0, 2*hour, step))
@@ -254,7 +291,7 @@ func TestTheHeadOfAPrometheusIsImportedOnceAndItsDirectoryNotTouched(t *testing.
 }
 
 // prometheus makes the source the data directory of a Prometheus whose head has what fill
-// appends, one sample each minute from from to to.
+// appends: a sample each minute, the last before to.
 func (b *bed) prometheus(t *testing.T, fill func(add func(name string, from, to int64))) {
 	t.Helper()
 	options := tsdb.DefaultOptions()

@@ -27,16 +27,43 @@ const shardLabel = "__compactor_shard_id__"
 
 // sourceBlock is a block at the source.
 type sourceBlock struct {
-	dir    string // its folder there
-	meta   tsdb.BlockMeta
-	text   []byte // of meta.json
-	files  []blockstore.File
-	labels map[string]string // external ones, as they are there
-	shard  string            // the value of Mimir's shard label
+	dir       string // its folder there
+	meta      tsdb.BlockMeta
+	extension blockstore.Extension // of a bucket of Hundredfold's
+	text      []byte               // of meta.json
+	files     []blockstore.File
+	labels    map[string]string // external ones, as they are there
+	// shard tells the shards apart that Mimir or Cortex made of the same sources; "": none.
+	shard string
 	// group is the same for blocks that may be made of each other.
 	group string
 	// skip says why the block is not imported; "": it is.
 	skip string
+}
+
+// foreignMeta is what Thanos, Cortex and Mimir add to a meta.json.
+type foreignMeta struct {
+	Thanos struct {
+		Labels     map[string]string `json:"labels"`
+		Downsample struct {
+			Resolution int64 `json:"resolution"`
+		} `json:"downsample"`
+		Extensions struct {
+			// Partition is how Cortex tells the blocks that it split one by series into.
+			Partition struct {
+				ID    uint64 `json:"partition_id"`
+				Count uint64 `json:"partition_count"`
+			} `json:"partition_info"`
+		} `json:"extensions"`
+	} `json:"thanos"`
+}
+
+// shard returns what tells the block from others of the same sources with other series.
+func (f *foreignMeta) shard() string {
+	if p := f.Thanos.Extensions.Partition; p.Count > 1 {
+		return fmt.Sprintf("partition %d of %d", p.ID, p.Count)
+	}
+	return f.Thanos.Labels[shardLabel]
 }
 
 func (b sourceBlock) size() int64 {
@@ -123,27 +150,22 @@ func (i *Importer) lookAt(ctx context.Context, dir string, id ulid.ULID) (source
 		b.skip = "it has no meta.json, so it is not whole"
 		return b, nil
 	}
-	meta, _, err := blockstore.DecodeMeta(id, text)
+	meta, extension, err := blockstore.DecodeMeta(id, text)
 	if err != nil {
 		b.skip = err.Error()
 		return b, nil //nolint:nilerr // the block is at fault, and is named
 	}
-	b.meta, b.text = *meta, text
-	var foreign struct {
-		Thanos struct {
-			Labels     map[string]string `json:"labels"`
-			Downsample struct {
-				Resolution int64 `json:"resolution"`
-			} `json:"downsample"`
-		} `json:"thanos"`
-	}
+	b.meta, b.extension, b.text = *meta, extension, text
+	var foreign foreignMeta
 	if err := json.Unmarshal(text, &foreign); err != nil {
 		b.skip = "its meta.json has a section of Thanos that cannot be read: " + err.Error()
 		return b, nil
 	}
-	b.labels = foreign.Thanos.Labels
-	b.shard = b.labels[shardLabel]
-	b.group = labels.FromMap(b.labels).String()
+	b.labels, b.shard = foreign.Thanos.Labels, foreign.shard()
+	if len(extension.ExternalLabels) > 0 {
+		b.labels = extension.ExternalLabels // what became of those of Thanos, if there were any
+	}
+	b.group = labels.FromMap(b.labels).String() + b.shard
 	_, marked, err := i.source.Read(ctx, dir+"/deletion-mark.json")
 	switch {
 	case err != nil:
