@@ -14,6 +14,8 @@ import (
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/storage"
 	"github.com/prometheus/prometheus/tsdb"
+	"github.com/prometheus/prometheus/tsdb/chunkenc"
+	"github.com/prometheus/prometheus/tsdb/chunks"
 	"github.com/prometheus/prometheus/tsdb/index"
 	"github.com/prometheus/prometheus/tsdb/tsdbutil"
 	"github.com/stretchr/testify/require"
@@ -189,4 +191,28 @@ func TestErrorsOfTheMachineAreNotTheFaultOfABlock(t *testing.T) {
 		require.NotErrorIs(t, damaged(err), ErrDamaged, "%v", err)
 	}
 	require.ErrorIs(t, damaged(errors.New("invalid checksum")), ErrDamaged)
+}
+
+// greedy gives a block whose chunks all are one histogram with a span of 2^32-1 buckets.
+type greedy struct{ tsdb.BlockReader }
+
+type greedyChunks struct{ tsdb.ChunkReader }
+
+func (g greedy) Chunks() (tsdb.ChunkReader, error) {
+	next, err := g.BlockReader.Chunks()
+	return greedyChunks{next}, err
+}
+
+func (greedyChunks) ChunkOrIterable(chunks.Meta) (chunkenc.Chunk, chunkenc.Iterable, error) {
+	chunk, err := chunkenc.FromData(chunkenc.EncHistogram, []byte("\x00\x01\x00\x00\x47\xf8\x00\x00\x03\xff\xff\xff\xfc"+strings.Repeat("\x00", 17)))
+	return chunk, nil, err
+}
+
+func TestAHistogramThatAsksForMoreMemoryThanThereIsIsAFault(t *testing.T) {
+	b, err := tsdb.OpenBlock(nil, block(t), nil, nil)
+	require.NoError(t, err)
+	defer b.Close()
+	_, err = Reader(t.Context(), greedy{b}, Full)
+	require.ErrorIs(t, err, ErrDamaged)
+	require.ErrorContains(t, err, "4294967295 buckets")
 }

@@ -12,6 +12,8 @@ import (
 	"github.com/prometheus/prometheus/tsdb/chunkenc"
 	"github.com/prometheus/prometheus/tsdb/chunks"
 	"github.com/prometheus/prometheus/tsdb/index"
+
+	"github.com/hundredfold/hundredfold/internal/chunkbounds"
 )
 
 // checker is one check of a block.
@@ -171,6 +173,9 @@ func readChunks(reader tsdb.ChunkReader, metas []chunks.Meta) (samples uint64, e
 		}
 		chunk, _, err := reader.ChunkOrIterable(meta)
 		if err != nil {
+			return samples, fmt.Errorf("chunk from %d: %w", meta.MinTime, err)
+		}
+		if err := chunkbounds.Check(chunk.Encoding(), chunk.Bytes()); err != nil {
 			return samples, fmt.Errorf("chunk from %d: %w", meta.MinTime, err)
 		}
 		n, last := 0, int64(0)

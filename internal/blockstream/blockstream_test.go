@@ -1,8 +1,10 @@
 package blockstream_test
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -15,6 +17,7 @@ import (
 	"github.com/prometheus/prometheus/tsdb"
 	"github.com/prometheus/prometheus/tsdb/chunks"
 	"github.com/prometheus/prometheus/tsdb/index"
+	"github.com/prometheus/prometheus/tsdb/tsdbutil"
 	"github.com/stretchr/testify/require"
 	"github.com/thanos-io/objstore"
 	"go.uber.org/goleak"
@@ -193,6 +196,31 @@ func TestNoFlippedBitChangesASampleOrEndsTheProcess(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A chunk whose checksum is right is not one that is safe to decode.
+func TestAHistogramThatAsksForMoreMemoryThanThereIsIsDamage(t *testing.T) {
+	dir := blocktest.Write(t, t.TempDir(), 0, 2*hour, blocktest.Series{
+		Labels: labels.FromStrings("__name__", "h"), Samples: []blocktest.Sample{{T: 1, H: tsdbutil.GenerateTestHistogram(1)}},
+	})
+	path := filepath.Join(dir, "chunks", "000001")
+	text, err := os.ReadFile(path)
+	require.NoError(t, err)
+	// The header of the segment, one byte of length, and the encoding are before the data.
+	encoded := text[chunks.SegmentHeaderSize+1 : len(text)-crc32.Size]
+	greedy := "\x00\x01\x00\x00\x47\xf8\x00\x00\x03\xff\xff\xff\xfc"
+	require.Greater(t, len(encoded), 1+len(greedy))
+	clear(encoded[1+copy(encoded[1:], greedy):])
+	binary.BigEndian.PutUint32(text[len(text)-crc32.Size:], crc32.Checksum(encoded, crc32.MakeTable(crc32.Castagnoli)))
+	require.NoError(t, os.WriteFile(path, text, 0o600))
+
+	block, err := blockstream.OpenDir(dir, tsdb.BlockMeta{MaxTime: 2 * hour}, 0)
+	require.NoError(t, err)
+	defer block.Close()
+	reader, err := block.Chunks()
+	require.NoError(t, err)
+	_, _, err = reader.ChunkOrIterable(metas(t, block)[0])
+	require.ErrorContains(t, err, "4294967295 buckets")
 }
 
 func TestWhatIsMissingIsNamed(t *testing.T) {

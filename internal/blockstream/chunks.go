@@ -9,6 +9,8 @@ import (
 	"github.com/prometheus/prometheus/tsdb"
 	"github.com/prometheus/prometheus/tsdb/chunkenc"
 	"github.com/prometheus/prometheus/tsdb/chunks"
+
+	"github.com/hundredfold/hundredfold/internal/chunkbounds"
 )
 
 const (
@@ -36,7 +38,6 @@ type chunkReader struct {
 	current  window
 	// next gives the window after the current one; nil: none was asked for.
 	next chan window
-	pool chunkenc.Pool
 	crc  *crc32.Table
 }
 
@@ -63,7 +64,7 @@ func (b *Block) Chunks() (tsdb.ChunkReader, error) {
 	r := &chunkReader{
 		segments: b.segments, size: int64(max(b.cfg.Window, minWindow)),
 		current: window{segment: -1},
-		pool:    chunkenc.NewPool(), crc: crc32.MakeTable(crc32.Castagnoli),
+		crc:     crc32.MakeTable(crc32.Castagnoli),
 	}
 	b.advance = append(b.advance, r)
 	return r, nil
@@ -109,7 +110,7 @@ func (r *chunkReader) chunk(segment int, start int64) (chunkenc.Chunk, error) {
 	}
 	// The capacity keeps whoever appends to it from writing over the next one.
 	data := encoded[1:len(encoded):len(encoded)]
-	return r.pool.Get(chunkenc.Encoding(encoded[0]), data)
+	return chunkbounds.New(chunkenc.Encoding(encoded[0]), data)
 }
 
 // bytes returns n bytes, which are there, of a segment.

@@ -7,6 +7,8 @@ import (
 	"github.com/prometheus/prometheus/tsdb"
 	"github.com/prometheus/prometheus/tsdb/chunkenc"
 	"github.com/prometheus/prometheus/tsdb/chunks"
+
+	"github.com/hundredfold/hundredfold/internal/chunkbounds"
 )
 
 const (
@@ -72,13 +74,9 @@ func (c *chunkReader) chunk(segment int, start int64) (chunkenc.Chunk, error) {
 	return newChunk(chunkenc.Encoding(body[0]), body[1:len(body):len(body)])
 }
 
-// newChunk checks that data is long enough for its header, which chunkenc takes for
-// granted.
+// newChunk returns a chunk that is safe to decode.
 func newChunk(encoding chunkenc.Encoding, data []byte) (chunkenc.Chunk, error) {
-	if len(data) < 3 && (encoding != chunkenc.EncXOR || len(data) < 2) {
-		return nil, damagef("a chunk has %d bytes", len(data))
-	}
-	chunk, err := chunkenc.FromData(encoding, data)
+	chunk, err := chunkbounds.New(encoding, data)
 	if err != nil {
 		return nil, damagef("%w", err)
 	}

@@ -6,6 +6,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/oklog/ulid/v2"
@@ -131,12 +132,20 @@ func FuzzSeriesEntry(f *testing.F) {
 func FuzzChunk(f *testing.F) {
 	f.Add(byte(1), []byte{0, 1, 2})
 	f.Add(byte(4), []byte{0, 1, 2, 3})
+	f.Add(byte(2), []byte("\x00\x01\x00\x00\x47\xf8\x00\x00\x03\xff\xff\xff\xfc"+strings.Repeat("\x00", 17)))
 	f.Fuzz(func(_ *testing.T, encoding byte, data []byte) {
 		_, _ = chunkSize(data)
 		chunk, err := newChunk(chunkenc.Encoding(encoding), data)
 		if err == nil {
 			_ = chunk.NumSamples()
-			_ = chunk.Iterator(nil)
+			_ = chunk.Iterator(nil).Next()
 		}
 	})
+}
+
+func TestAHistogramThatAsksForMoreMemoryThanThereIsIsDamage(t *testing.T) {
+	greedy := []byte("\x00\x01\x00\x00\x47\xf8\x00\x00\x03\xff\xff\xff\xfc" + strings.Repeat("\x00", 17))
+	_, err := newChunk(chunkenc.EncHistogram, greedy)
+	require.ErrorIs(t, err, ErrDamaged)
+	require.ErrorContains(t, err, "4294967295 buckets")
 }
