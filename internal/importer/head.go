@@ -31,7 +31,7 @@ const headBlocks = "head-blocks"
 
 // head writes the head of a Prometheus as blocks and returns those that the target lacks.
 // A TSDB repairs and truncates what it opens, so it is given a copy.
-func (i *Importer) head(ctx context.Context, name string, known map[ulid.ULID]bool, blocks []sourceBlock) ([]job, error) {
+func (i *Importer) head(ctx context.Context, name string, present *presence, blocks []sourceBlock, result *Result) ([]job, error) {
 	if name != "" || !i.isPrometheus() {
 		return nil, nil
 	}
@@ -70,8 +70,13 @@ func (i *Importer) head(ctx context.Context, name string, known map[ulid.ULID]bo
 		if err != nil {
 			return nil, err
 		}
-		if known[j.ulid] {
-			i.say("the head from %s is there already", span(j.mint, j.maxt))
+		if there, refusal := present.of(j.meta()); there || refusal != "" {
+			if refusal != "" {
+				result.Refused++
+				i.say("refuse the head from %s: %s", span(j.mint, j.maxt), refusal)
+			} else {
+				i.say("the head from %s is there already", span(j.mint, j.maxt))
+			}
 			if err := os.RemoveAll(j.dir); err != nil {
 				return nil, err
 			}

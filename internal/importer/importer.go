@@ -64,7 +64,9 @@ type Importer struct {
 // Result says what an import did.
 type Result struct {
 	Imported, Present, Skipped, Damaged int
-	Bytes                               int64
+	// Refused are blocks whose names are those of blocks that are being deleted.
+	Refused int
+	Bytes   int64
 }
 
 // errIncomplete says that some blocks were not imported.
@@ -102,7 +104,7 @@ func Run(ctx context.Context, cfg Config, target *blockstore.Store, out io.Write
 		// They stay if something is left in them.
 		_, _ = os.Remove(filepath.Join(i.cfg.Scratch, headBlocks)), os.Remove(i.cfg.Scratch)
 	}
-	if result.Damaged > 0 {
+	if result.Damaged+result.Refused > 0 {
 		return result, errIncomplete
 	}
 	return result, nil
@@ -120,12 +122,12 @@ func (i *Importer) tenant(ctx context.Context, name string, blocks []sourceBlock
 			}
 		}
 	}
-	known, err := i.known(ctx, id)
+	present, err := i.presence(ctx, id)
 	if err != nil {
 		return err
 	}
-	jobs := i.plan(blocks, known, result)
-	heads, err := i.head(ctx, name, known, blocks)
+	jobs := i.plan(blocks, present, result)
+	heads, err := i.head(ctx, name, present, blocks, result)
 	if err != nil {
 		return err
 	}
@@ -156,25 +158,8 @@ func (i *Importer) tenant(ctx context.Context, name string, blocks []sourceBlock
 
 func (i *Importer) say(format string, args ...any) { _, _ = fmt.Fprintf(i.out, format+"\n", args...) }
 
-// known returns the blocks that the target has or had: those that are there and all that
-// they were made of.
-func (i *Importer) known(ctx context.Context, id tenant.ID) (map[ulid.ULID]bool, error) {
-	blocks, _, err := i.target.Blocks(ctx, id)
-	if err != nil {
-		return nil, err
-	}
-	known := make(map[ulid.ULID]bool, len(blocks))
-	for block, b := range blocks {
-		known[block] = true
-		for _, source := range append(slices.Clone(b.Extension.Sources), blockstore.Sources(b.Meta)...) {
-			known[source] = true
-		}
-	}
-	return known, nil
-}
-
 // plan decides what is done with each block of a tenant.
-func (i *Importer) plan(blocks []sourceBlock, known map[ulid.ULID]bool, result *Result) []job {
+func (i *Importer) plan(blocks []sourceBlock, present *presence, result *Result) []job {
 	var chosen []sourceBlock
 	for _, b := range superseded(blocks) {
 		if b.skip != "" {
@@ -187,18 +172,14 @@ func (i *Importer) plan(blocks []sourceBlock, known map[ulid.ULID]bool, result *
 	var jobs []job
 	plain, replicated := i.separate(chosen)
 	for _, b := range plain {
-		if known[b.meta.ULID] {
-			result.Present++
-			continue
+		if i.wanted(present, b.dir, b.meta, result) {
+			jobs = append(jobs, job{verb: "copy", blocks: []sourceBlock{b}})
 		}
-		jobs = append(jobs, job{verb: "copy", blocks: []sourceBlock{b}})
 	}
 	for _, j := range i.days(replicated) {
-		if known[j.ulid] {
-			result.Present++
-			continue
+		if i.wanted(present, j.ulid.String(), j.meta(), result) {
+			jobs = append(jobs, j)
 		}
-		jobs = append(jobs, j)
 	}
 	if result.Present > 0 {
 		i.say("%d blocks are there already", result.Present)
@@ -241,6 +222,11 @@ type job struct {
 	mint, maxt int64 // ms, maxt exclusive
 	// dir is that of a block that was written already, from the head.
 	dir string
+}
+
+// meta names a block that is made of others.
+func (j job) meta() tsdb.BlockMeta {
+	return tsdb.BlockMeta{ULID: j.ulid, MinTime: j.mint, MaxTime: j.maxt}
 }
 
 func (j job) bytes() int64 {

@@ -234,6 +234,39 @@ func TestShardsOfHundredfoldAndPartitionsOfCortexAreAllImported(t *testing.T) {
 	}
 }
 
+func TestABlockThatIsBeingDeletedIsNotTakenForPresent(t *testing.T) {
+	mark := func(reason blockstore.DeletionReason) func(*testing.T, *bed, ulid.ULID) {
+		return func(t *testing.T, b *bed, block ulid.ULID) {
+			require.NoError(t, b.store.MarkForDeletion(t.Context(), tenant.Default, block, blockstore.DeletionMark{Time: time.Now(), Reason: reason}))
+		}
+	}
+	for name, doom := range map[string]func(*testing.T, *bed, ulid.ULID){
+		"tenant": mark(blockstore.DeletionTenant), "quota": mark(blockstore.DeletionQuota), "empty": mark(blockstore.DeletionEmpty),
+		"compacted, into a block that is gone": mark(blockstore.DeletionCompacted),
+		"a deletion of the tenant": func(t *testing.T, b *bed, block ulid.ULID) {
+			d := blockstore.Deletion{ID: ulid.Make(), WholeTenant: true, MaxMs: 100 * hour, Accepted: time.Now(), Blocks: []ulid.ULID{block}}
+			require.NoError(t, b.store.PutDeletion(t.Context(), tenant.Default, d))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBed(t)
+			block := idOf(write(t, b.source, 0, 2*hour, "", blocktest.Floats("a", 0, 2*hour, step)))
+			b.run(t)
+			doom(t, b, block)
+			result, out, err := b.try(t)
+			require.ErrorIs(t, err, errIncomplete)
+			require.Equal(t, Result{Refused: 1}, result)
+			require.Contains(t, out, "refuse "+block.String())
+
+			// Once it is gone it is imported.
+			require.NoError(t, b.store.Delete(t.Context(), tenant.Default, block))
+			require.NoError(t, os.RemoveAll(filepath.Join(b.bucket, "~deletions")))
+			result, _ = b.run(t)
+			require.Equal(t, 1, result.Imported)
+		})
+	}
+}
+
 func TestADamagedBlockIsNamedAndTheOthersAreImported(t *testing.T) {
 	b := newBed(t)
 	bad := write(t, b.source, 0, 2*hour, "", blocktest.Floats("a", 0, 2*hour, step))

@@ -85,8 +85,8 @@ func execute(ctx context.Context, o options, stdout, stderr io.Writer, open Open
 		o.Scratch = filepath.Join(dataDir, "import")
 	}
 	result, err := Run(ctx, o.Config, target, stdout, slog.New(slog.NewTextHandler(stderr, nil)))
-	_, _ = fmt.Fprintf(stdout, "%d imported (%d bytes), %d there already, %d skipped, %d damaged\n",
-		result.Imported, result.Bytes, result.Present, result.Skipped, result.Damaged)
+	_, _ = fmt.Fprintf(stdout, "%d imported (%d bytes), %d there already, %d skipped, %d damaged, %d refused\n",
+		result.Imported, result.Bytes, result.Present, result.Skipped, result.Damaged, result.Refused)
 	return err
 }
 
