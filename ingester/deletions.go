@@ -59,10 +59,15 @@ type tenantDeletions struct {
 // deletionsDisk is the format of the file.
 type deletionsDisk struct {
 	Version int `json:"version"`
-	// CheckedMs is when the active deletions were last listed with success, or when the
-	// tenant's folder was made: all that were recorded before are carried out here.
+	// BegunMs is when the tenant's folder was made: deletions that were accepted before do
+	// not concern what is in it. 0: that is not known.
+	BegunMs int64 `json:"begun_ms"`
+	// CheckedMs is when the active deletions were last listed, and all of them carried out;
+	// or when the tenant's folder was made. 0: neither has been noted, so that those which
+	// are complete by now may be as old as the bucket.
 	CheckedMs int64 `json:"checked_ms"`
-	// Done are the deletions that were carried out, with the blocks that were here then.
+	// Done are the deletions that were carried out, or need not be, with the blocks that
+	// were here then.
 	Done map[ulid.ULID][]ulid.ULID `json:"done"`
 }
 
@@ -101,7 +106,7 @@ func (d *tenantDeletions) openLocked() error {
 			err = fmt.Errorf("it has version %d, this build reads %d", disk.Version, deletionsVersion)
 		}
 		if err != nil {
-			return fmt.Errorf("decode %s (remove the file to carry out again the deletions that are not complete): %w", path, err)
+			return fmt.Errorf("decode %s (put back a copy of it; without one, remove the file: deletions that GET /api/v1/admin/tsdb/deletions lists as pending are carried out again then, on what came since, too): %w", path, err)
 		}
 	}
 	if disk.Done == nil {
@@ -186,25 +191,62 @@ func (d *tenantDeletions) begin(now time.Time) error {
 	if err := d.openLocked(); err != nil {
 		return err
 	}
-	d.disk.CheckedMs = now.UnixMilli()
+	d.disk.BegunMs, d.disk.CheckedMs = now.UnixMilli(), now.UnixMilli()
 	return d.saveLocked()
 }
 
-// concerns returns those of the deletions that have to be carried out here still, and
-// since when nothing was listed.
-func (d *tenantDeletions) concerns(all []blockstore.Deletion) (due []blockstore.Deletion, checked time.Time, err error) {
+// concerns returns those of the active deletions that have to be carried out here still, and
+// when they were listed last; zero: that is not known.
+//
+// An active deletion is due whatever the clocks say of when it was accepted: who accepted it
+// waits for it. Only where nothing is known of before, as in a folder that was adopted or
+// has lost its file, those that are settled are not: everybody had carried them out before,
+// and what is here came since.
+func (d *tenantDeletions) concerns(active []blockstore.ActiveDeletion) (due []blockstore.Deletion, checked time.Time, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err := d.openLocked(); err != nil {
 		return nil, time.Time{}, err
 	}
-	for k := range all {
-		_, done := d.disk.Done[all[k].ID]
-		if !done && all[k].Accepted.UnixMilli() >= d.disk.CheckedMs-deletionsSkew.Milliseconds() {
-			due = append(due, all[k])
+	for k := range active {
+		settled := active[k].Settlement != nil && d.disk.CheckedMs == 0
+		if !settled && d.mayConcernLocked(&active[k].Deletion) {
+			due = append(due, active[k].Deletion)
 		}
 	}
-	return due, time.UnixMilli(d.disk.CheckedMs), nil
+	if d.disk.CheckedMs != 0 {
+		checked = time.UnixMilli(d.disk.CheckedMs)
+	}
+	return due, checked, nil
+}
+
+// missed returns those of the deletions, which are complete, that were begun and completed
+// while nobody looked here.
+func (d *tenantDeletions) missed(receipts []blockstore.Receipt) []blockstore.Deletion {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var missed []blockstore.Deletion
+	for k := range receipts {
+		since := d.disk.CheckedMs - deletionsSkew.Milliseconds()
+		if receipts[k].Accepted.UnixMilli() >= since && d.mayConcernLocked(&receipts[k].Deletion) {
+			missed = append(missed, receipts[k].Deletion)
+		}
+	}
+	return missed
+}
+
+// mayConcernLocked reports whether a deletion was not carried out here, and was not
+// accepted before the tenant's folder was made. A deletion of the tenant that the clocks
+// leave in doubt counts as from before: it would take all that the tenant has sent since.
+func (d *tenantDeletions) mayConcernLocked(of *blockstore.Deletion) bool {
+	if _, done := d.disk.Done[of.ID]; done {
+		return false
+	}
+	begun := d.disk.BegunMs
+	if !of.WholeTenant {
+		begun -= deletionsSkew.Milliseconds()
+	}
+	return of.Accepted.UnixMilli() >= begun
 }
 
 // carriedOut writes down that a deletion was carried out.
@@ -218,24 +260,31 @@ func (d *tenantDeletions) carriedOut(id ulid.ULID, blocks []ulid.ULID) error {
 // checked notes when the active deletions were listed, all of which are carried out, and
 // returns for each the blocks that were here then. What nobody will ask for any more is
 // dropped.
-func (d *tenantDeletions) checked(active []blockstore.Deletion, now time.Time) []CarriedOut {
+func (d *tenantDeletions) checked(active []blockstore.ActiveDeletion, now time.Time) ([]CarriedOut, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	save := d.disk.CheckedMs == 0
 	d.disk.CheckedMs = max(d.disk.CheckedMs, now.UnixMilli())
 	isActive := map[ulid.ULID]bool{}
 	var out []CarriedOut
 	for k := range active {
 		id := active[k].ID
 		isActive[id] = true
-		// One that was accepted before anything was held here has no blocks.
-		out = append(out, CarriedOut{ID: id, Blocks: d.disk.Done[id]})
+		blocks, done := d.disk.Done[id]
+		if !done { // It was accepted before anything was held here.
+			d.disk.Done[id], save = nil, true
+		}
+		out = append(out, CarriedOut{ID: id, Blocks: blocks})
 	}
 	for id := range d.disk.Done {
 		if !isActive[id] && now.Sub(ulid.Time(id.Time())) > deletionsKept {
 			delete(d.disk.Done, id)
 		}
 	}
-	return out
+	if !save {
+		return out, nil
+	}
+	return out, d.saveLocked()
 }
 
 // ApplyDeletions carries out a tenant's deletions that are recorded in the bucket, and
@@ -257,12 +306,12 @@ func (i *Ingester) ApplyDeletions(ctx context.Context, id tenant.ID) ([]CarriedO
 			return nil, fmt.Errorf("carry out deletion %s of tenant %s: %w", due[k].ID, id, err)
 		}
 	}
-	return d.checked(active, now), nil
+	return d.checked(active, now)
 }
 
 // dueDeletions returns the active deletions of a tenant and those that have to be carried
 // out here. Who has not looked for long also looks at those that were completed meanwhile.
-func (i *Ingester) dueDeletions(ctx context.Context, id tenant.ID) (active, due []blockstore.Deletion, err error) {
+func (i *Ingester) dueDeletions(ctx context.Context, id tenant.ID) (active []blockstore.ActiveDeletion, due []blockstore.Deletion, err error) {
 	found, err := i.deps.Store.DeletionsOf(ctx, id)
 	if err == nil {
 		err = found.Fault
@@ -270,24 +319,16 @@ func (i *Ingester) dueDeletions(ctx context.Context, id tenant.ID) (active, due 
 	if err != nil {
 		return nil, nil, fmt.Errorf("list the deletions of tenant %s: %w", id, err)
 	}
-	for k := range found.Active {
-		active = append(active, found.Active[k].Deletion)
-	}
 	d := i.deletionsOf(id)
-	due, checked, err := d.concerns(active)
-	if err != nil || i.now().Sub(checked) < deletionsSkew {
-		return active, due, err
+	due, checked, err := d.concerns(found.Active)
+	if err != nil || checked.IsZero() || i.now().Sub(checked) < deletionsSkew {
+		return found.Active, due, err
 	}
 	receipts, err := i.deps.Store.Receipts(ctx, id, checked.Add(-deletionsSkew))
 	if err != nil {
 		return nil, nil, err
 	}
-	var completed []blockstore.Deletion
-	for k := range receipts {
-		completed = append(completed, receipts[k].Deletion)
-	}
-	missed, _, err := d.concerns(completed)
-	return active, append(due, missed...), err
+	return found.Active, append(due, d.missed(receipts)...), nil
 }
 
 // deletionsDone returns an error if there are deletions of the tenant that are not carried

@@ -145,6 +145,62 @@ func TestAFolderThatACrashLeftInTheTrashIsCarriedOut(t *testing.T) {
 	require.NoDirExists(t, f.deletionsOf("a").trash(d.ID))
 }
 
+// acceptTenant records a deletion of the tenant that was accepted at some time before now.
+func (f *fixture) acceptTenant(id tenant.ID, before time.Duration) blockstore.Deletion {
+	f.t.Helper()
+	d := blockstore.Deletion{
+		ID: ulid.Make(), WholeTenant: true, MinMs: math.MinInt64, MaxMs: math.MaxInt64,
+		Accepted: f.Ingester.now().Add(-before), Blocks: []ulid.ULID{},
+	}
+	require.NoError(f.t, f.store().PutDeletion(context.Background(), id, d))
+	return d
+}
+
+func TestWithoutItsFileAFolderIsNotConcernedByWhatEverybodyCarriedOut(t *testing.T) {
+	f := newFixture(t)
+	done, settled := f.acceptTenant("a", time.Hour), f.acceptTenant("a", time.Hour)
+	require.NoError(t, f.store().FinishDeletion(t.Context(), "a", blockstore.Receipt{Deletion: done}))
+	require.NoError(t, f.store().SettleDeletion(t.Context(), "a", settled.ID, nil))
+	f.push("a", sample{"x", time.Minute, 1}, sample{"y", time.Minute, 1})
+	f.advance(5 * time.Minute)
+	open := f.accept("a", 0, time.Hour, "y")
+	require.NoError(t, f.close())
+	require.NoError(t, os.Remove(filepath.Join(f.dir, "ingester", deletionsFolder, "a.json")))
+	f.open()
+	for range 2 {
+		f.advance(time.Hour)
+		require.Len(t, f.apply("a"), 2)
+		require.Empty(t, f.stored("a")["y"], "%s is not settled", open.ID)
+		require.Equal(t, []string{"1m0s 1"}, f.stored("a")["x"])
+		f.restart()
+	}
+}
+
+func TestADeletionOfATenantDoesNotConcernAFolderThatWasMadeSoonAfter(t *testing.T) {
+	f := newFixture(t)
+	active, complete := f.acceptTenant("a", 5*time.Minute), f.acceptTenant("a", 5*time.Minute)
+	require.NoError(t, f.store().FinishDeletion(t.Context(), "a", blockstore.Receipt{Deletion: complete}))
+	f.push("a", sample{"x", time.Minute, 1})
+	for range 2 {
+		require.Equal(t, []CarriedOut{{ID: active.ID}}, f.apply("a"))
+		require.Equal(t, map[string][]string{"x": {"1m0s 1"}}, f.stored("a"))
+		f.restart()
+		f.advance(time.Hour)
+	}
+}
+
+func TestADeletionIsCarriedOutThoughTheClockOfWhoAcceptedItIsBehind(t *testing.T) {
+	f := newFixture(t)
+	f.push("a", sample{"x", time.Minute, 1})
+	f.advance(time.Hour)
+	require.Empty(t, f.apply("a"))
+	d := f.acceptTenant("a", 30*time.Minute)
+	done := f.apply("a")
+	require.Len(t, done, 1)
+	require.Equal(t, d.ID, done[0].ID)
+	require.Empty(t, f.stored("a"))
+}
+
 // TestDeletionsAgainstATwin does what may happen to a tenant in any order and compares
 // what is seen with a map.
 func TestDeletionsAgainstATwin(t *testing.T) {
