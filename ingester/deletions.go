@@ -39,8 +39,8 @@ const (
 // CarriedOut says that an ingester has carried out a deletion.
 type CarriedOut struct {
 	ID ulid.ULID
-	// Blocks were on this ingester's disk then. They may be in the bucket, or get there,
-	// as they were before.
+	// Blocks were on this ingester's disk then, with their sources. They may be in the
+	// bucket, or get there, as they were before.
 	Blocks []ulid.ULID
 }
 
@@ -153,7 +153,9 @@ func (d *tenantDeletions) emptyTrashLocked() error {
 	return nil
 }
 
-// blocksIn returns the names of the blocks in a folder.
+// blocksIn returns the blocks in a folder and their sources: a block that a Prometheus has
+// merged is not a source of itself. One without a legible meta.json, which cannot have been
+// uploaded, counts by its name.
 func blocksIn(dir string) ([]ulid.ULID, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -161,11 +163,22 @@ func blocksIn(dir string) ([]ulid.ULID, error) {
 	}
 	var blocks []ulid.ULID
 	for _, entry := range entries {
-		if id, err := ulid.ParseStrict(entry.Name()); err == nil && entry.IsDir() {
-			blocks = append(blocks, id)
+		id, err := ulid.ParseStrict(entry.Name())
+		if err != nil || !entry.IsDir() {
+			continue
+		}
+		blocks = append(blocks, id)
+		text, err := os.ReadFile(filepath.Join(dir, entry.Name(), "meta.json"))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("read what went into a block: %w", err)
+		}
+		var meta tsdb.BlockMeta
+		if err == nil && json.Unmarshal(text, &meta) == nil && meta.ULID == id {
+			blocks = append(blocks, blockstore.Sources(meta)...)
 		}
 	}
-	return blocks, nil
+	slices.SortFunc(blocks, ulid.ULID.Compare)
+	return slices.Compact(blocks), nil
 }
 
 func (d *tenantDeletions) saveLocked() error {
@@ -413,7 +426,7 @@ func (t *tenantDB) deleteSeries(ctx context.Context, d *blockstore.Deletion) ([]
 		func(b *tsdb.Block) error { return deleteFrom(ctx, b, d, selectors) },
 	} {
 		for _, b := range db.Blocks() {
-			blocks = append(blocks, b.Meta().ULID)
+			blocks = append(append(blocks, b.Meta().ULID), blockstore.Sources(b.Meta())...)
 			if err := step(b); err != nil {
 				return nil, fmt.Errorf("block %s: %w", b.Meta().ULID, err)
 			}

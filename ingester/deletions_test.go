@@ -2,6 +2,7 @@ package ingester
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -13,9 +14,11 @@ import (
 	"time"
 
 	"github.com/oklog/ulid/v2"
+	"github.com/prometheus/prometheus/tsdb"
 	"github.com/stretchr/testify/require"
 
 	"github.com/hundredfold/hundredfold/internal/blockstore"
+	"github.com/hundredfold/hundredfold/internal/blockstore/blocktest"
 	"github.com/hundredfold/hundredfold/internal/tenant"
 )
 
@@ -199,6 +202,32 @@ func TestADeletionIsCarriedOutThoughTheClockOfWhoAcceptedItIsBehind(t *testing.T
 	require.Len(t, done, 1)
 	require.Equal(t, d.ID, done[0].ID)
 	require.Empty(t, f.stored("a"))
+}
+
+func TestADeletionNamesTheSourcesOfBlocksThatAPrometheusMerged(t *testing.T) {
+	for _, whole := range []bool{false, true} {
+		f := newFixture(t)
+		sources := []ulid.ULID{ulid.MustNew(1, nil), ulid.MustNew(2, nil)}
+		folder := filepath.Join(f.Ingester.cfg.Dir, "a")
+		merged := blocktest.Write(t, folder, noon.UnixMilli(), noon.Add(time.Hour).UnixMilli(), blocktest.Floats("m", noon.UnixMilli(), noon.Add(time.Hour).UnixMilli(), 60_000))
+		path := filepath.Join(merged, "meta.json")
+		text, err := os.ReadFile(path)
+		require.NoError(t, err)
+		var meta tsdb.BlockMeta
+		require.NoError(t, json.Unmarshal(text, &meta))
+		meta.Compaction.Sources = sources
+		text, err = json.Marshal(meta)
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(path, text, 0o600))
+		f.restart()
+		f.advance(2 * time.Hour)
+		if whole {
+			f.acceptTenant("a", 0)
+		} else {
+			f.accept("a", 0, time.Hour, "x")
+		}
+		require.Equal(t, append(sources, meta.ULID), f.apply("a")[0].Blocks)
+	}
 }
 
 // TestDeletionsAgainstATwin does what may happen to a tenant in any order and compares
