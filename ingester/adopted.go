@@ -3,6 +3,7 @@ package ingester
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,8 +18,8 @@ import (
 
 // Adopted is a Prometheus data directory that serves as the folder of a tenant, in place.
 // A Prometheus may be started on it again at any time: the TSDB writes what every
-// Prometheus reads, nothing there is deleted that the bucket does not hold, and the
-// folder itself is never removed.
+// Prometheus reads, nothing there is deleted that the bucket does not hold, unless the
+// tenant is deleted, and the folder itself is never removed.
 type Adopted struct {
 	Tenant tenant.ID
 	Dir    string
@@ -75,7 +76,7 @@ func removeSnapshots(dir string) error {
 // empty removes what a TSDB keeps in an adopted folder, once the bucket has it
 // all, but for the blocks that stay.
 func (a *Adopted) empty() error {
-	names := []string{"wal", "wbl", "chunks_head", shippedFile, metadataFile, placementsFile}
+	names := adoptedFiles()
 	entries, err := os.ReadDir(a.Dir)
 	if err != nil {
 		return err
@@ -90,6 +91,49 @@ func (a *Adopted) empty() error {
 		errs = append(errs, os.RemoveAll(filepath.Join(a.Dir, name)))
 	}
 	return errors.Join(errs...)
+}
+
+// adoptedFiles returns what a TSDB keeps in an adopted folder beside the blocks.
+func adoptedFiles() []string {
+	return []string{"wal", "wbl", "chunks_head", shippedFile, metadataFile, placementsFile}
+}
+
+// takeAway moves all blocks of an adopted folder to trash, also those that stay otherwise,
+// and what else a TSDB keeps there, and returns the blocks. The folder itself, in which trash
+// may lie, cannot be moved. trash is there once all is in it: what an attempt before this one
+// has moved, when it ended half way, lies beside it.
+func (a *Adopted) takeAway(trash string) ([]ulid.ULID, error) {
+	partial := trash + ".partial"
+	if err := os.MkdirAll(partial, 0o750); err != nil {
+		return nil, err
+	}
+	entries, err := os.ReadDir(a.Dir)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, entry := range entries {
+		if _, err := ulid.ParseStrict(entry.Name()); err == nil {
+			names = append(names, entry.Name())
+		}
+	}
+	for _, name := range append(names, adoptedFiles()...) {
+		to := filepath.Join(partial, name)
+		if _, err := os.Lstat(filepath.Join(a.Dir, name)); errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err := os.RemoveAll(to); err != nil {
+			return nil, err
+		}
+		if err := os.Rename(filepath.Join(a.Dir, name), to); err != nil {
+			return nil, err
+		}
+	}
+	blocks, err := blocksIn(partial)
+	if err != nil {
+		return nil, err
+	}
+	return blocks, os.Rename(partial, trash)
 }
 
 // outlived tells whether a block that stays was hidden by the tenant's retention, in the

@@ -107,3 +107,33 @@ func TestWipingAnAdoptedDirectoryLeavesWhatPrometheusMade(t *testing.T) {
 	require.NoDirExists(t, filepath.Join(dir, "wal"))
 	require.Equal(t, []string{"5h0m0s 1"}, f.inBucket(acme)["a"])
 }
+
+func TestADeletedTenantLeavesTheDirectoryOfAPrometheus(t *testing.T) {
+	dir := t.TempDir()
+	start, end := noon.UnixMilli(), noon.Add(2*time.Hour).UnixMilli()
+	old := ulid.MustParse(filepath.Base(blocktest.Write(t, dir, start, end, blocktest.Floats("old", start, end, 60_000))))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "else"), nil, 0o600))
+	f := newFixture(t, func(f *fixture) { f.dir = dir }, // so that our folder is in the adopted one
+		withConfig(func(c *Config) { c.Adopted = &Adopted{Tenant: acme, Dir: dir, Keep: []ulid.ULID{old}} }))
+	f.advance(6 * time.Hour)
+	f.push(acme, sample{"a", 5 * time.Hour, 1})
+	d := f.acceptTenant(acme, 0)
+	// An attempt before this one ended half way.
+	other := ulid.Make()
+	partial := f.deletionsOf(acme).trash(d.ID) + ".partial"
+	require.NoError(t, os.MkdirAll(filepath.Join(partial, other.String()), 0o750))
+
+	done := f.apply(acme)
+	require.ElementsMatch(t, []ulid.ULID{old, other}, done[0].Blocks)
+	require.Empty(t, f.stored(acme))
+	require.FileExists(t, filepath.Join(dir, "else"))
+	require.NoDirExists(t, filepath.Join(dir, "wal"))
+	require.NoDirExists(t, filepath.Join(dir, old.String()))
+	require.NoDirExists(t, partial)
+	require.NoDirExists(t, f.deletionsOf(acme).trash(d.ID))
+	f.push(acme, sample{"a", 5 * time.Hour, 7})
+	f.restart()
+	require.Equal(t, done, f.apply(acme))
+	require.Equal(t, map[string][]string{"a": {"5h0m0s 7"}}, f.stored(acme))
+	f.round(acme)
+}

@@ -549,6 +549,12 @@ func (t *tenantDB) takeAway(log *tenantDeletions, id ulid.ULID) ([]ulid.ULID, er
 	if err := os.MkdirAll(log.dir, 0o750); err != nil {
 		return nil, err
 	}
+	if adopted := t.adopted(); adopted != nil {
+		if blocks, err = adopted.takeAway(log.trash(id)); err != nil {
+			return nil, fmt.Errorf("take away what a deleted tenant has in the directory of a Prometheus: %w", err)
+		}
+		return blocks, log.carriedOut(id, blocks)
+	}
 	if err := os.Rename(t.dir, log.trash(id)); err != nil {
 		return nil, fmt.Errorf("take away the folder of a deleted tenant: %w", err)
 	}
