@@ -21,6 +21,9 @@ import (
 // counts as missing. It goes on, and is asked again.
 const applyPatience = 30 * time.Second
 
+// listingSkew is by how much clocks may differ of who accepts a deletion and who makes blocks.
+const listingSkew = 10 * time.Minute
+
 // Deleter accepts deletions and has them carried out. It is safe for concurrent use.
 //
 // A deletion is accepted once it is recorded in the bucket with the blocks that are there:
@@ -82,7 +85,9 @@ func (d *Deleter) Accept(ctx context.Context, id tenant.ID, want blockstore.Dele
 	return Accepted{ID: want.ID, Missing: missing}, nil
 }
 
-// list completes the record of a deletion by the blocks that are in the bucket.
+// list completes the record of a deletion by the blocks that are in the bucket. It may come
+// late, if who accepted the deletion failed half way: what was surely made after it was
+// accepted is left out, though blocks may have come that were made before, as by an import.
 func (d *Deleter) list(ctx context.Context, id tenant.ID, want *blockstore.Deletion) error {
 	blocks, _, err := d.store.Blocks(ctx, id)
 	if err != nil {
@@ -94,6 +99,8 @@ func (d *Deleter) list(ctx context.Context, id tenant.ID, want *blockstore.Delet
 			want.Blocks = append(want.Blocks, blockstore.Sources(b.Meta)...)
 		}
 	}
+	end := want.Accepted.Add(listingSkew)
+	want.Blocks = slices.DeleteFunc(want.Blocks, func(source ulid.ULID) bool { return ulid.Time(source.Time()).After(end) })
 	slices.SortFunc(want.Blocks, ulid.ULID.Compare)
 	want.Blocks = slices.Compact(want.Blocks)
 	return d.store.PutDeletion(ctx, id, *want)

@@ -152,3 +152,36 @@ func TestARetentionRuleHidesOldSamplesOfItsSeries(t *testing.T) {
 	r.limits.RetentionRules = nil
 	require.Equal(t, map[string]int{"a": 24, "b": 24}, r.counts(alice, start, start+day), "nothing is gone yet")
 }
+
+// noIngester is an edge without ingesters and queriers that answer.
+type noIngester struct{}
+
+func (noIngester) applyDeletions(context.Context, tenant.ID) (done [][]applied, missing, absent []string) {
+	return nil, []string{"all"}, nil
+}
+
+func (noIngester) refreshDeletions(context.Context, tenant.ID) []string { return nil }
+
+func TestADeletionWhoseBlocksAreListedLateLeavesOutWhatWasMadeSince(t *testing.T) {
+	r := newRig(t, rigOption{inPlace: true})
+	block := r.upload(alice, 0, 2*hour, blocktest.Floats("a", 0, 2*hour, 60_000))
+	want := map[ulid.ULID][]ulid.ULID{}
+	for _, ago := range []time.Duration{0, time.Hour} {
+		d := blockstore.Deletion{ID: ulid.Make(), WholeTenant: true, MinMs: 0, MaxMs: 2 * hour, Accepted: time.Now().Add(-ago)}
+		require.NoError(t, r.store.PutDeletion(t.Context(), alice, d))
+		want[d.ID] = []ulid.ULID{}
+		if ago == 0 {
+			want[d.ID] = []ulid.ULID{block}
+		}
+	}
+	deleter := &Deleter{store: r.store, edge: noIngester{}}
+	missing, err := deleter.Settle(t.Context(), alice)
+	require.NoError(t, err)
+	require.Equal(t, []string{"all"}, missing)
+	found, err := r.store.DeletionsOf(t.Context(), alice)
+	require.NoError(t, err)
+	require.Len(t, found.Active, 2)
+	for _, d := range found.Active {
+		require.Equal(t, want[d.ID], d.Blocks)
+	}
+}
