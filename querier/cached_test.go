@@ -1,18 +1,22 @@
 package querier
 
 import (
+	"encoding/json"
 	"fmt"
 	"math"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
 	"path/filepath"
 	"testing"
 
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/storage"
+	"github.com/prometheus/prometheus/tsdb"
 	"github.com/stretchr/testify/require"
 
+	"github.com/hundredfold/hundredfold/internal/blockstore"
 	"github.com/hundredfold/hundredfold/internal/blockstore/blocktest"
 	"github.com/hundredfold/hundredfold/internal/tenant"
 	"github.com/hundredfold/hundredfold/querier/queriertest"
@@ -119,6 +123,68 @@ func TestWhatChangesTheDataInvalidatesExactlyItsTime(t *testing.T) {
 	require.Equal(t, plain, got)
 	require.Zero(t, misses)
 	require.InDelta(t, 65*6, hits, 0, "all steps before it")
+}
+
+func TestADeletionInvalidatesWhatItHidesAndWhatItHidesNoMore(t *testing.T) {
+	d := newDays(t, "")
+	const query = "count_over_time(x_total[1h])"
+	check := func(what string, wantMisses int) {
+		t.Helper()
+		d.refresh()
+		plain, _, _ := d.ask(query, 0, 3*secondsOfADay, "&nocache=1")
+		got, _, misses := d.ask(query, 0, 3*secondsOfADay, "")
+		require.Equal(t, plain, got, what)
+		require.InDelta(t, wantMisses, misses, 0, what)
+		again, _, misses := d.ask(query, 0, 3*secondsOfADay, "")
+		require.Equal(t, plain, again, what)
+		require.Zero(t, misses, what)
+	}
+	all := 433
+	piece := int(6 * hour / (10 * minute))
+	check("nothing is kept yet", all)
+
+	deletion := d.accept(alice, 13*hour, 14*hour, "x_total")
+	check("what was there is hidden", piece)
+	// It came after the deletion was accepted, which nobody can tell until that is settled.
+	late := d.upload(alice, 13*hour, 14*hour, blocktest.Floats("x_total", 13*hour+1000, 14*hour, minute))
+	check("a backfilled block, which is hidden", piece)
+	hidden := d.counts(alice, 13*hour, 14*hour-1)["x_total"]
+	require.Zero(t, hidden)
+	d.settle(alice, deletion)
+	check("the backfilled block is shown", piece)
+	require.Equal(t, 60, d.counts(alice, 13*hour, 14*hour-1)["x_total"], "of %s", late)
+
+	deletion = d.accept(alice, 30*hour, 31*hour, "x_total")
+	check("another", piece)
+	d.settle(alice, deletion)
+	check("settled, which changes nothing that is hidden", 0)
+	deletion = d.accept(bob, 40*hour, 41*hour, "x_total")
+	check("another tenant's", 0)
+
+	// The compactor has put a block in the place of another, with the same samples.
+	from, err := d.views.of(alice)
+	require.NoError(t, err)
+	old := from.overlapping(50*hour, 50*hour)
+	require.Len(t, old, 1)
+	d.uploadDir(alice, rewritten(t, &old[0]))
+	check("a compaction, also for the piece whose window begins in the block", 2*piece)
+}
+
+// rewritten returns the directory of a block with the samples of another, which it
+// supersedes.
+func rewritten(t *testing.T, old *blockstore.Block) string {
+	t.Helper()
+	dir := blocktest.Write(t, t.TempDir(), old.Meta.MinTime, old.Meta.MaxTime, blocktest.Floats("x_total", old.Meta.MinTime, old.Meta.MaxTime, minute))
+	name := filepath.Join(dir, "meta.json")
+	text, err := os.ReadFile(name)
+	require.NoError(t, err)
+	var meta tsdb.BlockMeta
+	require.NoError(t, json.Unmarshal(text, &meta))
+	meta.Compaction.Level, meta.Compaction.Sources = 2, blockstore.Sources(old.Meta)
+	text, err = json.Marshal(meta)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(name, text, 0o644))
+	return dir
 }
 
 // push stores a sample with the ingester.

@@ -142,9 +142,7 @@ func (h *hiding) filters(b *blockstore.Block) []mask.Filter {
 
 // version adds to a fingerprint what is hidden from mint to maxt in blocks.
 func (h *hiding) version(write func([]byte), mint, maxt int64, blocks []blockstore.Block) {
-	for _, id := range h.deletions.IDs(mint, maxt, blocks) {
-		write(id[:])
-	}
+	h.deletions.Fingerprint(write, mint, maxt, blocks)
 	for i := range blocks {
 		if h.policy.Filter(blocks[i].Meta.MinTime, h.now) != nil {
 			write(h.now.AppendFormat(nil, time.RFC3339))

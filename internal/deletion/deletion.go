@@ -6,6 +6,7 @@
 package deletion
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
@@ -88,11 +89,7 @@ func (s Set) Of(b *blockstore.Block) (filters []mask.Filter, ids []ulid.ULID) {
 			continue
 		}
 		ids = append(ids, d.ID)
-		maxMs := d.MaxMs
-		if d.WholeTenant && !d.Includes(b) {
-			maxMs = d.recentMax()
-		}
-		filters = d.appendFilters(filters, maxMs, b)
+		filters = d.appendFilters(filters, d.maxIn(b), b)
 	}
 	return filters, ids
 }
@@ -119,24 +116,35 @@ func (c *compiled) appendFilters(filters []mask.Filter, maxMs int64, b *blocksto
 	return filters
 }
 
-// IDs returns the deletions that hide anything between mint and maxt, in ms and inclusive,
-// in the blocks that a query reads or among the recent samples.
-func (s Set) IDs(mint, maxt int64, blocks []blockstore.Block) []ulid.ULID {
-	var ids []ulid.ULID
+// maxIn returns up to which time, in ms and inclusive, d hides samples of a block that it
+// masks: of one that may have been there, only what existed when d was accepted.
+func (c *compiled) maxIn(b *blockstore.Block) int64 {
+	if c.WholeTenant && !c.Includes(b) {
+		return c.recentMax()
+	}
+	return c.MaxMs
+}
+
+// Fingerprint writes which deletions hide what between mint and maxt, in ms and inclusive,
+// in the blocks that a query reads. That of an active deletion changes: before it is
+// settled it hides samples of blocks that turn out to be younger.
+func (s Set) Fingerprint(write func([]byte), mint, maxt int64, blocks []blockstore.Block) {
 	for i := range s.all {
 		d := &s.all[i]
-		if d.MaxMs < mint || d.MinMs > maxt {
-			continue
-		}
-		hides := d.Settlement == nil
 		for k := range blocks {
-			hides = hides || d.Masks(&blocks[k])
-		}
-		if hides {
-			ids = append(ids, d.ID)
+			b := &blocks[k]
+			if !d.Masks(b) {
+				continue
+			}
+			hiddenMax := d.maxIn(b)
+			if hiddenMax < mint || d.MinMs > maxt {
+				continue
+			}
+			write(d.ID[:])
+			write(b.Meta.ULID[:])
+			write(binary.BigEndian.AppendUint64(nil, uint64(hiddenMax))) //nolint:gosec // any bits will do
 		}
 	}
-	return ids
 }
 
 // ForBlock returns a filter for the series of a block as they are read: with the external
