@@ -208,10 +208,15 @@ type splitRun struct {
 // all evaluates all pieces, in the order of time as far as one can speak of it. Of several
 // errors it returns that of the first piece, so that it is always the same.
 func (r *splitRun) all(ctx context.Context) error {
+	aheadCtx, done := context.WithCancel(ctx)
+	ahead := ahead{run: r}
+	defer ahead.work.Wait()
+	defer done()
 	var workers sync.WaitGroup
 	for range min(cap(r.query.engines.slots), len(r.pieces)) {
 		workers.Go(func() {
 			for !r.stop.Load() {
+				ahead.consider(aheadCtx)
 				i := int(r.next.Add(1)) - 1
 				if i >= len(r.pieces) {
 					return
