@@ -25,6 +25,7 @@ import (
 	"github.com/prometheus/prometheus/tsdb/tombstones"
 
 	"github.com/hundredfold/hundredfold/internal/blockstore"
+	"github.com/hundredfold/hundredfold/internal/mask"
 	"github.com/hundredfold/hundredfold/internal/tenant"
 )
 
@@ -215,7 +216,11 @@ func (b *Block) readTombstones(f file) error {
 			return err
 		}
 	}
-	stones, _, err := tombstones.ReadTombstones(dir)
+	content, err := os.ReadFile(filepath.Join(dir, tombstonesFile))
+	if err != nil {
+		return err
+	}
+	stones, err := mask.DecodeTombstones(content)
 	if err != nil {
 		return err
 	}

@@ -81,12 +81,16 @@ func hidden(already tombstones.Intervals, filters []Filter, series labels.Labels
 	if len(more) == 0 {
 		return already
 	}
-	return union(append(more, already...))
+	return Union(append(more, already...))
 }
 
-// union sorts intervals and joins those that overlap. It is not tombstones.Intervals.Add,
-// which panics on an interval without an end if there are several before it.
-func union(in tombstones.Intervals) tombstones.Intervals {
+// Union sorts intervals, in place, and joins those that overlap. It is not
+// tombstones.Intervals.Add, which panics on an interval without an end if there are several
+// before it.
+func Union(in tombstones.Intervals) tombstones.Intervals {
+	if len(in) == 0 {
+		return nil
+	}
 	slices.SortFunc(in, func(a, b tombstones.Interval) int { return cmp.Compare(a.Mint, b.Mint) })
 	out := in[:1]
 	for _, next := range in[1:] {

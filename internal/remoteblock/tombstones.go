@@ -1,16 +1,14 @@
 package remoteblock
 
 import (
-	"encoding/binary"
-
 	"github.com/prometheus/prometheus/tsdb/tombstones"
+
+	"github.com/hundredfold/hundredfold/internal/mask"
 )
 
-// A tombstones file has a magic number and a version before its entries, and a checksum
-// behind them; the checksum does not cover the version.
 const (
-	tombstonesHead  = 4 + 1
-	tombstonesEmpty = tombstonesHead + 4
+	// tombstonesEmpty is how many bytes a file without entries has.
+	tombstonesEmpty = 4 + 1 + 4
 	maxTombstones   = 256 << 20 // bytes
 )
 
@@ -38,14 +36,7 @@ func (r *Reader) readTombstones() (tombstones.Reader, error) {
 	if err := readFull(f, p, 0); err != nil {
 		return nil, err
 	}
-	entries, sum := p[4:len(p)-4], binary.BigEndian.Uint32(p[len(p)-4:])
-	switch {
-	case binary.BigEndian.Uint32(p) != tombstones.MagicTombstone:
-		return nil, at(0, damagef("it does not begin like one"))
-	case castagnoli(entries[1:]) != sum:
-		return nil, at(size-4, damagef("its checksum does not match"))
-	}
-	stones, err := tombstones.Decode(entries)
+	stones, err := mask.DecodeTombstones(p)
 	if err != nil {
 		return nil, damagef("%w", err)
 	}
