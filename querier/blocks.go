@@ -185,10 +185,11 @@ func selectBlocks[R reader, T labelled](ctx context.Context, s *session[R], foun
 			hints := hints
 			key := blockKey{s.mu.tenant, blocks[i].Meta.ULID}
 			sources[i] = &seriesSource[T]{
-				set:   begin(r, &hints, slices.Clone(ask.matchers)), // Select sorts them
-				span:  span{blocks[i].Meta.MinTime, blocks[i].Meta.MaxTime},
-				order: i,
-				fail:  func(err error) error { return s.q.failure(ctx, key, err) },
+				set:     begin(r, &hints, slices.Clone(ask.matchers)), // Select sorts them
+				span:    span{blocks[i].Meta.MinTime, blocks[i].Meta.MaxTime},
+				order:   i,
+				doubles: len(blocks[i].Extension.ExternalLabels) > 0,
+				fail:    func(err error) error { return s.q.failure(ctx, key, err) },
 			}
 			return sources[i].drain(drained)
 		})

@@ -27,8 +27,11 @@ type seriesSource[T labelled] struct {
 	// span has all samples of the set, if it is of a block.
 	span
 	recent bool
-	order  int                   // among sources: the order of their spans
-	fail   func(err error) error // makes an error of the set that of the query
+	order  int // among sources: the order of their spans
+	// doubles says that the set may have series with equal labels, one after the other: of
+	// a block with external labels, when some of its series have these themselves.
+	doubles bool
+	fail    func(err error) error // makes an error of the set that of the query
 
 	ahead  []T // series that were read ahead
 	at     T
@@ -108,10 +111,19 @@ func (m *mergedSet[T]) Next() bool {
 		return false
 	}
 	first := m.heap[0].labels
-	for len(m.heap) > 0 && (len(m.current) == 0 || labels.Equal(m.heap[0].labels, first)) {
+	for len(m.heap) > 0 && labels.Equal(m.heap[0].labels, first) {
 		s := m.pop()
-		m.current = append(m.current, s)
 		m.pieces = append(m.pieces, fragment[T]{span: s.span, recent: s.recent, series: s.at, fail: s.fail})
+		switch {
+		case !s.doubles:
+			m.current = append(m.current, s)
+		case s.next():
+			m.push(s)
+		default:
+			if m.err = s.err(); m.err != nil {
+				return false
+			}
+		}
 	}
 	m.at = m.merge(m.pieces)
 	m.count++
