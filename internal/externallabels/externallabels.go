@@ -127,6 +127,7 @@ func (r *indexReader) PostingsForAllLabelValues(ctx context.Context, name string
 // SortedPostings implements tsdb.IndexReader. One more label changes the order of series
 // only where one has all labels of the other, so mostly there is nothing to sort.
 func (r *indexReader) SortedPostings(p index.Postings) index.Postings {
+	p = r.ahead(p)
 	var (
 		refs     []storage.SeriesRef
 		builder  labels.ScratchBuilder
@@ -150,6 +151,19 @@ func (r *indexReader) SortedPostings(p index.Postings) index.Postings {
 		return index.NewListPostings(refs)
 	}
 	return r.sort(refs)
+}
+
+// loadedPostings are postings whose series the index has read already.
+type loadedPostings struct{ index.Postings }
+
+// ahead returns p so that the index reads the series it names, and their chunks, before
+// they are asked for, and many at once: it may be far away. It MUST be done once for a
+// Select, since chunks are expected to be wanted in the order in which they are named.
+func (r *indexReader) ahead(p index.Postings) index.Postings {
+	if loaded, ok := p.(loadedPostings); ok {
+		return loaded.Postings
+	}
+	return r.IndexReader.SortedPostings(p)
 }
 
 func (r *indexReader) sort(refs []storage.SeriesRef) index.Postings {
@@ -178,6 +192,7 @@ func (r *indexReader) ShardedPostings(p index.Postings, shard, count uint64) ind
 		refs    []storage.SeriesRef
 		builder labels.ScratchBuilder
 	)
+	p = r.ahead(p)
 	for p.Next() {
 		ref := p.At()
 		if err := r.Series(ref, &builder, nil); err != nil {
@@ -190,5 +205,5 @@ func (r *indexReader) ShardedPostings(p index.Postings, shard, count uint64) ind
 	if err := p.Err(); err != nil {
 		return index.ErrPostings(err)
 	}
-	return index.NewListPostings(refs)
+	return loadedPostings{index.NewListPostings(refs)}
 }

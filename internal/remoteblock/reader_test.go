@@ -12,10 +12,12 @@ import (
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/storage"
 	"github.com/prometheus/prometheus/tsdb"
+	"github.com/prometheus/prometheus/tsdb/chunkenc"
 	"github.com/stretchr/testify/require"
 	"github.com/thanos-io/objstore"
 
 	"github.com/hundredfold/hundredfold/internal/blockstore/blocktest"
+	"github.com/hundredfold/hundredfold/internal/externallabels"
 )
 
 // selectAll reads all samples of a metric.
@@ -75,6 +77,42 @@ func TestABlockAnswersItsFirstSelectorInFourRoundTrips(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, lines(w.Select(t.Context(), true, nil, slices.Clone(ms)...)), got)
 		require.NoError(t, errors.Join(q.Close(), w.Close()))
+	}
+}
+
+func TestExternalLabelsTakeOneRoundTripMoreAtMost(t *testing.T) {
+	bucket := &rounds{Bucket: objstore.NewInMemBucket()}
+	var series []blocktest.Series
+	long := strings.Repeat("x", 300)
+	for i := range 4000 { // an index of more than 1 MiB
+		series = append(series, blocktest.Series{
+			Labels:  labels.FromStrings("__name__", "up", "pod", long+string(rune('a'+i%26))+strings.Repeat("y", i/26)),
+			Samples: []blocktest.Sample{{T: 1, V: 1}, {T: 1000, V: float64(i)}},
+		})
+	}
+	store, block := upload(t, bucket, blocktest.Write(t, t.TempDir(), 0, 2*hour, series...), true)
+	for _, hints := range []*storage.SelectHints{nil, {Start: 0, End: hour, ShardIndex: 1, ShardCount: 3}} {
+		var counts, found []int
+		for _, external := range []map[string]string{nil, {"cluster": "a"}} {
+			bucket.reset()
+			r := openBlock(t, openPool(t, store), block)
+			require.False(t, r.indexResident)
+			q, err := tsdb.NewBlockQuerier(externallabels.Add(r.Select(t.Context(), 0, hour, true), external), 0, hour)
+			require.NoError(t, err)
+			set := q.Select(t.Context(), true, hints, labels.MustNewMatcher(labels.MatchEqual, "__name__", "up"))
+			n := 0
+			for ; set.Next(); n++ {
+				it := set.At().Iterator(nil)
+				require.Equal(t, chunkenc.ValFloat, it.Next())
+			}
+			require.NoError(t, set.Err())
+			require.NoError(t, q.Close())
+			counts, found = append(counts, bucket.count), append(found, n)
+		}
+		require.LessOrEqual(t, counts[1], counts[0]+1, "%v", bucket.names)
+		if hints == nil {
+			require.Equal(t, []int{4000, 4000}, found)
+		}
 	}
 }
 
