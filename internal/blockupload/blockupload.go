@@ -3,8 +3,8 @@
 // becomes visible only if it is whole. The routes and answers are those of Mimir, so that
 // its mimirtool backfill works.
 //
-// What is uploaded lies in the bucket under the block's name, without meta.json, so nobody
-// sees it, any process can go on with it, and what is given up is cleaned away like every
+// What is uploaded lies in the bucket in a folder beside the files of the block, and these are
+// only ever written from the copy that was read in full, so nobody sees anything else; any process can go on with it, and what is given up is cleaned away like every
 // partial block. Two small files beside it say how far the upload is.
 package blockupload
 
@@ -159,7 +159,7 @@ func (u *Uploads) publish(ctx context.Context, j job) (err error) {
 	if err := remoteblock.WriteSidecar(ctx, u.store, j.tenant, dir); err != nil {
 		u.logger.Warn("An uploaded block becomes visible without its sidecar; a compactor adds it", "tenant", j.tenant, "block", j.block, "err", err)
 	}
-	return u.store.UploadAs(ctx, j.tenant, dir, text)
+	return u.store.PublishStaged(ctx, j.tenant, dir, text)
 }
 
 // note writes the state of an upload.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -127,6 +128,37 @@ func TestAnUploadedBlockBecomesVisibleOnlyWhenItWasValidated(t *testing.T) {
 	require.Len(t, b.seen, 1)
 	code, _ = b.ask("POST", Prefix+name+"/start", meta)
 	require.Equal(t, http.StatusConflict, code)
+}
+
+// late is a body that arrives once the block it is for has become visible.
+type late struct {
+	io.Reader
+	publish func()
+}
+
+func (l *late) Read(p []byte) (int, error) {
+	if l.publish != nil {
+		l.publish()
+		l.publish = nil
+	}
+	return l.Reader.Read(p)
+}
+
+func TestAFileThatArrivesAfterTheValidationChangesNothing(t *testing.T) {
+	b := newBed(t)
+	dir, name, meta := newBlock(t)
+	b.mustAsk("POST", Prefix+name+"/start", meta)
+	b.upload(dir)
+	body := &late{Reader: bytes.NewReader([]byte("x")), publish: func() {
+		b.mustAsk("POST", Prefix+name+"/finish", nil)
+		b.validateOne()
+	}}
+	r := httptest.NewRequestWithContext(tenant.NewContext(t.Context(), acme), "POST", Prefix+name+"/files?path=index", body)
+	r.ContentLength = 1
+	b.ServeHTTP(httptest.NewRecorder(), r)
+	result, fault := b.check(name)
+	require.Equal(t, "complete", result, fault)
+	require.Equal(t, blocktest.Samples(t, dir), blocktest.Samples(t, filepath.Join(b.root, string(acme), name)))
 }
 
 func TestADamagedOrIncompleteUploadStaysInvisibleAndCanBeMended(t *testing.T) {
