@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -37,7 +36,11 @@ type deletions struct {
 	// nobody can ask for a deletion, the list does not age.
 	fenced  bool
 	current atomic.Pointer[deletionsView]
-	listing sync.Mutex // one listing at a time
+	listing chan struct{} // capacity 1: holds one while there is a listing
+}
+
+func newDeletions(store *blockstore.Store, fenced bool) *deletions {
+	return &deletions{store: store, fenced: fenced, listing: make(chan struct{}, 1)}
 }
 
 // deletionsView is immutable.
@@ -48,10 +51,22 @@ type deletionsView struct {
 }
 
 // refresh lists the deletions. What was recorded before it is called is obeyed once it
-// has returned without an error.
+// has returned without an error. It takes deletionsInterval at most: a bucket that hangs
+// must not keep the next attempt from being made. Those that wait for a listing share the
+// next one.
 func (d *deletions) refresh(ctx context.Context) error {
-	d.listing.Lock()
-	defer d.listing.Unlock()
+	asked := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, deletionsInterval)
+	defer cancel()
+	select {
+	case d.listing <- struct{}{}:
+		defer func() { <-d.listing }()
+	case <-ctx.Done():
+		return fmt.Errorf("another listing of the deletions in the bucket does not end: %w", ctx.Err())
+	}
+	if view := d.current.Load(); view != nil && view.taken.After(asked) {
+		return nil
+	}
 	next := &deletionsView{sets: map[tenant.ID]deletion.Set{}, faults: map[tenant.ID]error{}, taken: time.Now()}
 	all, err := d.store.Deletions(ctx)
 	if err != nil {
@@ -101,10 +116,7 @@ func (q *Querier) keepDeletions(ctx context.Context) {
 			return
 		case <-ticker.C:
 		}
-		// A bucket that hangs must not keep the next attempt from being made.
-		attempt, cancel := context.WithTimeout(ctx, deletionsInterval)
-		err := q.views.deletions.refresh(attempt)
-		cancel()
+		err := q.views.deletions.refresh(ctx)
 		if err != nil && ctx.Err() == nil && complaint.isNew(err) {
 			q.logger.Warn("The deletions could not be listed; queries are refused after 30 s of this, since they might show what was deleted", "err", err)
 		}

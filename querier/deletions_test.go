@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/stretchr/testify/require"
+	"github.com/thanos-io/objstore"
 
 	"github.com/hundredfold/hundredfold/internal/blockstore"
 	"github.com/hundredfold/hundredfold/internal/blockstore/blocktest"
@@ -118,7 +120,7 @@ func TestAQuerierThatCannotLearnOfDeletionsFailsItsQueries(t *testing.T) {
 	for _, fenced := range []bool{true, false} {
 		r := newRig(t, rigOption{inPlace: true})
 		synctest.Test(t, func(t *testing.T) {
-			d := &deletions{store: r.store, fenced: fenced}
+			d := newDeletions(r.store, fenced)
 			_, err := d.of(alice)
 			require.ErrorIs(t, err, errNotLoaded)
 			require.NoError(t, d.refresh(context.Background()))
@@ -134,6 +136,59 @@ func TestAQuerierThatCannotLearnOfDeletionsFailsItsQueries(t *testing.T) {
 			}
 		})
 	}
+}
+
+// hanging is a bucket that gives no answer to listings for a while.
+type hanging struct {
+	objstore.Bucket
+	hangs atomic.Bool
+	lists atomic.Int64
+}
+
+func (h *hanging) Iter(ctx context.Context, dir string, f func(string) error, options ...objstore.IterOption) error {
+	h.lists.Add(1)
+	if h.hangs.Load() {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return h.Bucket.Iter(ctx, dir, f, options...)
+}
+
+func TestABucketThatHangsKeepsNobodyFromLearningOfDeletionsAfter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bucket := &hanging{Bucket: objstore.NewInMemBucket()}
+		r := newRig(t, rigOption{bucket: bucket})
+		d := newDeletions(r.store, true)
+		r.views.deletions = d
+		bucket.hangs.Store(true)
+		refreshed := make(chan error, 1)
+		go func() { refreshed <- r.views.refresh(t.Context()) }()
+		synctest.Wait()
+
+		// Whoever asks meanwhile is not kept longer than it wants to wait.
+		hasty, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		begun := time.Now()
+		require.ErrorIs(t, d.refresh(hasty), context.DeadlineExceeded)
+		require.Equal(t, time.Second, time.Since(begun))
+
+		// Those that wait for the one that hangs share one listing.
+		const waiters = 10
+		waited := make(chan error, waiters)
+		for range waiters {
+			go func() { waited <- d.refresh(t.Context()) }()
+		}
+		synctest.Wait()
+		require.EqualValues(t, 1, bucket.lists.Load())
+		bucket.hangs.Store(false)
+		<-time.After(deletionsInterval - time.Second)
+		require.ErrorIs(t, <-refreshed, context.DeadlineExceeded)
+		for range waiters {
+			require.NoError(t, <-waited)
+		}
+		_, err := d.of(alice)
+		require.NoError(t, err)
+	})
 }
 
 func TestARetentionRuleHidesOldSamplesOfItsSeries(t *testing.T) {

@@ -111,7 +111,7 @@ type bucketView struct {
 
 func newViews(store *blockstore.Store, limits tenant.LimitsFunc, fenced bool, logger *slog.Logger, m *metrics) *views {
 	v := &views{store: store, limits: limits, logger: logger, metrics: m, wake: make(chan struct{}, 1), sources: map[tenant.ID]*source{}}
-	v.deletions = &deletions{store: store, fenced: fenced}
+	v.deletions = newDeletions(store, fenced)
 	v.mu.tenants = map[tenant.ID]*tenantView{}
 	v.mu.hints = map[tenant.ID]*hint{}
 	v.mu.attempts = map[tenant.ID]time.Time{}
