@@ -217,7 +217,7 @@ func (c *Compactor) pass(ctx context.Context) error {
 	for _, id := range ids {
 		if c.owns(id) {
 			present[id] = struct{}{}
-			c.survey(ctx, id)
+			c.survey(ctx, id, deletions[id])
 		}
 	}
 	c.board.Keep(present)
@@ -232,7 +232,7 @@ func (c *Compactor) pass(ctx context.Context) error {
 			continue
 		}
 		present[id] = struct{}{}
-		if err := errors.Join(c.tenant(ctx, id), c.lookAfter(ctx, id, deletions[id])); err != nil {
+		if err := errors.Join(c.tenant(ctx, id, deletions[id]), c.lookAfter(ctx, id, deletions[id])); err != nil {
 			if ctx.Err() == nil {
 				c.board.Failed(id, err)
 			}
@@ -250,9 +250,9 @@ func (c *Compactor) pass(ctx context.Context) error {
 
 // survey looks at a tenant that was never looked at, so that the backlog of all is known
 // before the work on the first begins. An error comes again when the tenant's turn does.
-func (c *Compactor) survey(ctx context.Context, id tenant.ID) {
+func (c *Compactor) survey(ctx context.Context, id tenant.ID, of blockstore.TenantDeletions) {
 	if !c.board.Knows(id) && ctx.Err() == nil {
-		_, _ = c.look(ctx, id)
+		_, _ = c.look(ctx, id, of)
 	}
 }
 
@@ -278,19 +278,19 @@ func (c *Compactor) tenants(ctx context.Context) ([]tenant.ID, map[tenant.ID]blo
 }
 
 // tenant does all that there is to do for one tenant now, unless another compactor
-// works on it.
-func (c *Compactor) tenant(ctx context.Context, id tenant.ID) error {
+// works on it. of are the tenant's deletions as they were when the pass began.
+func (c *Compactor) tenant(ctx context.Context, id tenant.ID, of blockstore.TenantDeletions) error {
 	blocks, partial, err := c.list(ctx, id)
 	if err != nil {
 		return err
 	}
 	errs := []error{c.cleanPartial(ctx, id, partial)}
-	todo := c.plan(id, blocks, partial)
+	todo := c.plan(id, of, blocks, partial)
 	if todo.none() {
 		return errors.Join(errs...)
 	}
 	if c.visits == nil {
-		return errors.Join(append(errs, c.work(ctx, id, todo))...)
+		return errors.Join(append(errs, c.work(ctx, id, of, todo))...)
 	}
 	visit, end, err := c.visits.begin(ctx, id)
 	if errors.Is(err, errVisited) {
@@ -301,8 +301,8 @@ func (c *Compactor) tenant(ctx context.Context, id tenant.ID) error {
 		return errors.Join(append(errs, err)...)
 	}
 	// Whoever was here a moment ago may have done it.
-	if todo, err = c.look(visit, id); err == nil {
-		err = c.work(visit, id, todo)
+	if todo, err = c.look(visit, id, of); err == nil {
+		err = c.work(visit, id, of, todo)
 	}
 	if errors.Is(context.Cause(visit), errVisited) {
 		c.metrics.yielded.Inc()
@@ -322,20 +322,21 @@ func (c *Compactor) list(ctx context.Context, id tenant.ID) (blocks map[ulid.ULI
 }
 
 // look lists the blocks of a tenant and says what is to be done with them.
-func (c *Compactor) look(ctx context.Context, id tenant.ID) (actions, error) {
+func (c *Compactor) look(ctx context.Context, id tenant.ID, of blockstore.TenantDeletions) (actions, error) {
 	blocks, partial, err := c.list(ctx, id)
 	if err != nil {
 		return actions{}, err
 	}
-	return c.plan(id, blocks, partial), nil
+	return c.plan(id, of, blocks, partial), nil
 }
 
-func (c *Compactor) plan(id tenant.ID, blocks map[ulid.ULID]blockstore.Block, partial []ulid.ULID) actions {
+func (c *Compactor) plan(id tenant.ID, of blockstore.TenantDeletions, blocks map[ulid.ULID]blockstore.Block, partial []ulid.ULID) actions {
 	todo := plan(state{
 		blocks:        blocks,
 		now:           c.now(),
 		retention:     c.policy(id).Longest(),
 		hasQuota:      c.limits(id).MaxBucketBytes > 0,
+		dropped:       droppedOf(of, blocks),
 		deletionDelay: time.Duration(c.cfg.DeletionDelay),
 	})
 	c.sight(id, blocks, partial, todo)
@@ -346,7 +347,7 @@ func (c *Compactor) plan(id tenant.ID, blocks map[ulid.ULID]blockstore.Block, pa
 // work does what is to be done, and what there is to do after that, as long as the
 // tenant is this compactor's. No job is tried twice in a pass, so one that fails is left
 // for the next, and the others go on.
-func (c *Compactor) work(ctx context.Context, id tenant.ID, todo actions) error {
+func (c *Compactor) work(ctx context.Context, id tenant.ID, of blockstore.TenantDeletions, todo actions) error {
 	var errs []error
 	tried := make(map[string]struct{})
 	for c.owns(id) {
@@ -369,7 +370,7 @@ func (c *Compactor) work(ctx context.Context, id tenant.ID, todo actions) error 
 			c.metrics.compactionFailures.Inc()
 			errs = append(errs, err)
 		}
-		if todo, err = c.look(ctx, id); err != nil {
+		if todo, err = c.look(ctx, id, of); err != nil {
 			return errors.Join(append(errs, err)...)
 		}
 	}

@@ -87,27 +87,42 @@ func (c *Compactor) settle(ctx context.Context, id tenant.ID, of blockstore.Tena
 	return nil
 }
 
+// dropped reports whether a deletion of the tenant takes a whole block away: it existed
+// when that was accepted. A block that a merge left the old samples out of has only newer
+// ones, though its sources are among those that existed.
+func dropped(d *blockstore.ActiveDeletion, block *blockstore.Block) bool {
+	return d.WholeTenant && d.Includes(block) && !slices.Contains(block.Extension.Deletions, d.ID)
+}
+
+// droppedOf returns the blocks that deletions of the tenant take away.
+func droppedOf(of blockstore.TenantDeletions, blocks map[ulid.ULID]blockstore.Block) map[ulid.ULID]struct{} {
+	out := map[ulid.ULID]struct{}{}
+	for i := range of.Active {
+		for name, block := range blocks {
+			if dropped(&of.Active[i], &block) {
+				out[name] = struct{}{}
+			}
+		}
+	}
+	return out
+}
+
 // dropTenant marks the blocks of a tenant that was deleted.
 func (c *Compactor) dropTenant(ctx context.Context, id tenant.ID, of blockstore.TenantDeletions, blocks map[ulid.ULID]blockstore.Block) error {
-	for i := range of.Active {
-		d := &of.Active[i]
-		if !d.WholeTenant {
+	gone := droppedOf(of, blocks)
+	for _, name := range sorted(blocks) {
+		block := blocks[name]
+		if _, ok := gone[name]; !ok || block.Deletion != nil || block.Previous {
 			continue
 		}
-		for _, name := range sorted(blocks) {
-			block := blocks[name]
-			if !d.Includes(&block) || block.Deletion != nil || block.Previous {
-				continue
-			}
-			err := c.store.MarkForDeletion(ctx, id, name, blockstore.DeletionMark{Time: c.now(), Reason: blockstore.DeletionTenant})
-			if errors.Is(err, blockstore.ErrBlockNotFound) {
-				continue
-			}
-			if err != nil {
-				return err
-			}
-			c.metrics.blocksMarked.WithLabelValues(string(blockstore.DeletionTenant)).Inc()
+		err := c.store.MarkForDeletion(ctx, id, name, blockstore.DeletionMark{Time: c.now(), Reason: blockstore.DeletionTenant})
+		if errors.Is(err, blockstore.ErrBlockNotFound) {
+			continue
 		}
+		if err != nil {
+			return err
+		}
+		c.metrics.blocksMarked.WithLabelValues(string(blockstore.DeletionTenant)).Inc()
 	}
 	return nil
 }
@@ -308,7 +323,7 @@ func (c *Compactor) finish(ctx context.Context, id tenant.ID, of blockstore.Tena
 // was superseded or marked: a mark may be taken off.
 func needed(d *blockstore.ActiveDeletion, blocks map[ulid.ULID]blockstore.Block) bool {
 	for _, block := range blocks {
-		if d.WholeTenant && d.Includes(&block) || d.Masks(&block) {
+		if d.Masks(&block) {
 			return true
 		}
 	}

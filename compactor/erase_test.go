@@ -151,6 +151,64 @@ func TestADeletedTenantGoesWithItsBlocksAndMayBeginAnew(t *testing.T) {
 	require.Equal(t, []ulid.ULID{anew}, f.visible(t))
 }
 
+// everything is a deletion of the tenant.
+func everything() blockstore.Deletion {
+	return blockstore.Deletion{WholeTenant: true, MinMs: deletion.MinTime, MaxMs: deletion.MaxTime}
+}
+
+func TestWhatCameAfterADeletionOfTheTenantStaysThoughItWasMergedWithWhatIsDeleted(t *testing.T) {
+	f := newFixture(t)
+	f.upload(t, 0, 12*hour, blocktest.Floats("a", 0, 12*hour, step))
+	d := f.accept(t, everything())
+	f.upload(t, 12*hour, day, blocktest.Floats("b", 12*hour, day, step))
+	require.NoError(t, f.store.SettleDeletion(t.Context(), acme, d.ID, nil))
+	// A pass that began before the deletion has planned this.
+	todo, err := f.look(t.Context(), acme, blockstore.TenantDeletions{})
+	require.NoError(t, err)
+	require.Len(t, todo.compactions, 1)
+	require.NoError(t, f.compact(t.Context(), acme, todo.compactions[0]))
+	require.Equal(t, []ulid.ULID{d.ID}, f.deletionsOf(t, f.only(t).ULID))
+
+	require.NoError(t, f.RunOnce(t.Context()))
+	require.Equal(t, map[string]int{b: 720}, f.counts(t))
+	f.age(t)
+	require.Equal(t, map[string]int{b: 720}, f.counts(t))
+	require.Empty(t, f.active(t), "it is complete, though a block names those that it took away")
+}
+
+func TestWhatADeletionOfTheTenantTakesAwayIsNotMergedWithWhatComesAfterIt(t *testing.T) {
+	f := newFixture(t)
+	// A block of a day whose sources are still there.
+	f.upload(t, 0, 6*hour, blocktest.Floats("a", 0, 6*hour, step))
+	f.upload(t, 6*hour, 12*hour, blocktest.Floats("a", 6*hour, 12*hour, step))
+	require.NoError(t, f.RunOnce(t.Context()))
+	f.only(t)
+	d := f.accept(t, everything())
+	require.NoError(t, f.store.SettleDeletion(t.Context(), acme, d.ID, nil))
+	anew := f.upload(t, 12*hour, day, blocktest.Floats("b", 12*hour, day, step))
+	for range 3 {
+		require.NoError(t, f.RunOnce(t.Context()))
+		require.Contains(t, f.visible(t), anew)
+		blocks, _, err := f.store.Blocks(t.Context(), acme)
+		require.NoError(t, err)
+		require.Len(t, blocks, 4, "nothing was merged")
+		for name, block := range blocks {
+			require.Equal(t, name == anew, block.Deletion == nil, name)
+		}
+	}
+	f.age(t)
+	require.Equal(t, map[string]int{b: 720}, f.counts(t))
+	require.Equal(t, []ulid.ULID{anew}, f.visible(t))
+	require.Empty(t, f.active(t))
+}
+
+func (f *fixture) deletionsOf(t *testing.T, block ulid.ULID) []ulid.ULID {
+	t.Helper()
+	blocks, _, err := f.store.Blocks(t.Context(), acme)
+	require.NoError(t, err)
+	return blocks[block].Extension.Deletions
+}
+
 func TestARuleTakesSamplesOutOfABlockOnce(t *testing.T) {
 	f := newFixture(t)
 	f.clock = time.UnixMilli(100 * day)

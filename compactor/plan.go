@@ -34,6 +34,7 @@ type state struct {
 	now           time.Time
 	retention     time.Duration // 0: for ever
 	hasQuota      bool
+	dropped       map[ulid.ULID]struct{} // what deletions of the tenant take away
 	deletionDelay time.Duration
 }
 
@@ -63,6 +64,9 @@ type mark struct {
 //
 //   - A block that ends before the retention begins is marked for deletion. The mark
 //     is taken off if the retention is lengthened, or the clock set right, in time.
+//   - A block that a deletion of the tenant takes away is marked, and not merged with what
+//     came after it. If it is marked as compacted, that mark stays, though the block that
+//     superseded it is hidden.
 //   - A block whose sources are all in another one is marked as compacted.
 //   - A marked block is deleted once the delay has passed. One marked as compacted
 //     is first looked at again: if the block that superseded it is gone or damaged,
@@ -92,14 +96,11 @@ func plan(s state) actions {
 		if block.Previous {
 			continue
 		}
-		switch expired := s.expired(block.Meta); {
-		case expired && block.Deletion == nil:
-			todo.marks = append(todo.marks, mark{block: id, reason: blockstore.DeletionRetention})
-			block.Deletion = &blockstore.DeletionMark{Reason: blockstore.DeletionRetention, Time: s.now}
-		case !expired && block.Deletion != nil && block.Deletion.Reason == blockstore.DeletionRetention:
-			todo.unmarks = append(todo.unmarks, id)
-			block.Deletion = nil
-		case !s.hasQuota && block.Deletion != nil && block.Deletion.Reason == blockstore.DeletionQuota:
+		switch fate, marked := s.fate(&block), block.Deletion; {
+		case fate != "" && marked == nil:
+			todo.marks = append(todo.marks, mark{block: id, reason: fate})
+			block.Deletion = &blockstore.DeletionMark{Reason: fate, Time: s.now}
+		case fate == "" && marked != nil && (marked.Reason == blockstore.DeletionRetention || marked.Reason == blockstore.DeletionQuota && !s.hasQuota):
 			todo.unmarks = append(todo.unmarks, id)
 			block.Deletion = nil
 		}
@@ -112,7 +113,7 @@ func plan(s state) actions {
 		block := view[id]
 		by, isSuperseded := lineage.Covered(id, block.Shard())
 		switch {
-		case block.Deletion != nil && block.Deletion.Reason == blockstore.DeletionCompacted && !isSuperseded && !s.expired(block.Meta):
+		case block.Deletion != nil && block.Deletion.Reason == blockstore.DeletionCompacted && !isSuperseded && s.fate(&block) == "":
 			todo.unmarks = append(todo.unmarks, id)
 		case block.Deletion != nil:
 			if !s.now.Before(block.Deletion.Time.Add(s.deletionDelay)) && s.blocks[id].Deletion != nil {
@@ -134,6 +135,19 @@ func plan(s state) actions {
 	}
 	todo.compactions = m.jobs
 	return todo
+}
+
+// fate returns why a block must go, whatever other blocks there are; "" if it need not.
+func (s state) fate(block *blockstore.Block) blockstore.DeletionReason {
+	_, isDropped := s.dropped[block.Meta.ULID]
+	switch {
+	case s.expired(block.Meta):
+		return blockstore.DeletionRetention
+	case isDropped:
+		return blockstore.DeletionTenant
+	default:
+		return ""
+	}
 }
 
 // expired tells whether all samples of a block are older than the retention.

@@ -198,7 +198,7 @@ func TestTwoCompactorsThatDoTheSameJobAtOnceLoseAndDoubleNothing(t *testing.T) {
 	met.Add(2)
 	for _, instance := range []string{"a", "b"} {
 		c := sharer(t, meeting{inner, &met}, instance, all)
-		todo, err := c.look(t.Context(), acme)
+		todo, err := c.look(t.Context(), acme, blockstore.TenantDeletions{})
 		require.NoError(t, err)
 		require.Len(t, todo.compactions, 1)
 		ended.Go(func() {
@@ -217,7 +217,7 @@ func TestResultsThatOverlapAreMerged(t *testing.T) {
 	bucket := objstore.NewInMemBucket()
 	want := overlapping(t, bucket)
 	a, b := sharer(t, bucket, "a", all), sharer(t, bucket, "b", all)
-	todo, err := a.look(t.Context(), acme)
+	todo, err := a.look(t.Context(), acme, blockstore.TenantDeletions{})
 	require.NoError(t, err)
 	job := todo.compactions[0]
 	require.Len(t, job.blocks, 3)
