@@ -285,9 +285,9 @@ func (c *Compactor) tenant(ctx context.Context, id tenant.ID, of blockstore.Tena
 		return err
 	}
 	errs := []error{c.cleanPartial(ctx, id, partial)}
-	todo := c.plan(id, of, blocks, partial)
-	if todo.none() {
-		return errors.Join(errs...)
+	todo, err := c.plan(ctx, id, of, blocks, partial)
+	if err != nil || todo.none() {
+		return errors.Join(append(errs, err)...)
 	}
 	if c.visits == nil {
 		return errors.Join(append(errs, c.work(ctx, id, of, todo))...)
@@ -327,21 +327,25 @@ func (c *Compactor) look(ctx context.Context, id tenant.ID, of blockstore.Tenant
 	if err != nil {
 		return actions{}, err
 	}
-	return c.plan(id, of, blocks, partial), nil
+	return c.plan(ctx, id, of, blocks, partial)
 }
 
-func (c *Compactor) plan(id tenant.ID, of blockstore.TenantDeletions, blocks map[ulid.ULID]blockstore.Block, partial []ulid.ULID) actions {
+func (c *Compactor) plan(ctx context.Context, id tenant.ID, of blockstore.TenantDeletions, blocks map[ulid.ULID]blockstore.Block, partial []ulid.ULID) (actions, error) {
+	over, err := c.beyondQuota(ctx, id, blocks)
+	if err != nil {
+		return actions{}, err
+	}
 	todo := plan(state{
 		blocks:        blocks,
 		now:           c.now(),
 		retention:     c.policy(id).Longest(),
-		hasQuota:      c.limits(id).MaxBucketBytes > 0,
+		over:          over,
 		dropped:       droppedOf(of, blocks),
 		deletionDelay: time.Duration(c.cfg.DeletionDelay),
 	})
 	c.sight(id, blocks, partial, todo)
 	c.sidecars.plan(id, blocks, todo)
-	return todo
+	return todo, nil
 }
 
 // work does what is to be done, and what there is to do after that, as long as the

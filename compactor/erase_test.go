@@ -275,6 +275,57 @@ func TestTheOldestBlocksBeyondTheQuotaGo(t *testing.T) {
 	require.Equal(t, names[1:], f.visible(t))
 }
 
+func TestALargerQuotaSavesBlocksThatWereMarkedLongAgo(t *testing.T) {
+	f := newFixture(t)
+	names := []ulid.ULID{
+		f.upload(t, 0, day, blocktest.Floats("a", 0, day, step)),
+		f.upload(t, day, 2*day, blocktest.Floats("a", day, 2*day, step)),
+	}
+	f.quota(1)
+	require.NoError(t, f.RunOnce(t.Context()))
+	require.Empty(t, f.visible(t))
+	// It was not running for a while.
+	f.clock = f.clock.Add(2 * time.Duration(f.cfg.DeletionDelay))
+	f.quota(1 << 40)
+	require.NoError(t, f.RunOnce(t.Context()))
+	require.Equal(t, names, f.visible(t))
+}
+
+func TestTheSourcesOfABlockBeyondTheQuotaGoWithIt(t *testing.T) {
+	f := newFixture(t)
+	f.upload(t, 0, 12*hour, blocktest.Floats("a", 0, 12*hour, step))
+	f.upload(t, 12*hour, day, blocktest.Floats("a", 12*hour, day, step))
+	kept := f.upload(t, 5*day, 6*day, blocktest.Floats("a", 5*day, 6*day, step))
+	blocks, _, err := f.store.Blocks(t.Context(), acme)
+	require.NoError(t, err)
+	sizes, err := f.sizes.of(t.Context(), f.store, acme, blocks)
+	require.NoError(t, err)
+	f.quota(sizes[kept])
+	for range 3 {
+		require.NoError(t, f.RunOnce(t.Context()))
+		blocks, _, err = f.store.Blocks(t.Context(), acme)
+		require.NoError(t, err)
+		require.Len(t, blocks, 4, "they are merged once")
+		for name, block := range blocks {
+			require.Equal(t, name == kept, block.Deletion == nil, name)
+		}
+	}
+	f.age(t)
+	blocks, _, err = f.store.Blocks(t.Context(), acme)
+	require.NoError(t, err)
+	require.Equal(t, []ulid.ULID{kept}, sorted(blocks))
+}
+
+// quota limits the bytes in the bucket.
+func (f *fixture) quota(bytes int64) {
+	limits := f.limits
+	f.limits = func(id tenant.ID) tenant.Limits {
+		l := limits(id)
+		l.MaxBucketBytes = bytes
+		return l
+	}
+}
+
 func TestAPreviewSaysWhatWouldGoAndChangesNothing(t *testing.T) {
 	f := newFixture(t)
 	f.clock = time.UnixMilli(100 * day)

@@ -32,8 +32,8 @@ const (
 type state struct {
 	blocks        map[ulid.ULID]blockstore.Block
 	now           time.Time
-	retention     time.Duration // 0: for ever
-	hasQuota      bool
+	retention     time.Duration          // 0: for ever
+	over          map[ulid.ULID]struct{} // what is beyond the quota
 	dropped       map[ulid.ULID]struct{} // what deletions of the tenant take away
 	deletionDelay time.Duration
 }
@@ -67,7 +67,11 @@ type mark struct {
 //   - A block that a deletion of the tenant takes away is marked, and not merged with what
 //     came after it. If it is marked as compacted, that mark stays, though the block that
 //     superseded it is hidden.
-//   - A block whose sources are all in another one is marked as compacted.
+//   - The mark of a block that is beyond the quota is taken off once it is not any more.
+//     Marked it is by others, after compactions, which save bytes.
+//   - A block whose sources are all in another one is marked as compacted, also if that
+//     one is marked because of the quota, since they share its fate: otherwise they would be
+//     merged again in its place.
 //   - A marked block is deleted once the delay has passed. One marked as compacted
 //     is first looked at again: if the block that superseded it is gone or damaged,
 //     the mark is taken off and the block is compacted anew. So no sequence of
@@ -100,14 +104,14 @@ func plan(s state) actions {
 		case fate != "" && marked == nil:
 			todo.marks = append(todo.marks, mark{block: id, reason: fate})
 			block.Deletion = &blockstore.DeletionMark{Reason: fate, Time: s.now}
-		case fate == "" && marked != nil && (marked.Reason == blockstore.DeletionRetention || marked.Reason == blockstore.DeletionQuota && !s.hasQuota):
+		case fate == "" && marked != nil && (marked.Reason == blockstore.DeletionRetention || marked.Reason == blockstore.DeletionQuota && !s.isOver(id)):
 			todo.unmarks = append(todo.unmarks, id)
 			block.Deletion = nil
 		}
 		view[id] = block
 	}
 
-	lineage := blockstore.NewLineage(view)
+	lineage := blockstore.NewLineage(unmarked(view))
 	candidates := make(map[string][]blockstore.Block) // by external labels
 	for _, id := range sorted(view) {
 		block := view[id]
@@ -148,6 +152,12 @@ func (s state) fate(block *blockstore.Block) blockstore.DeletionReason {
 	default:
 		return ""
 	}
+}
+
+// isOver tells whether a block is beyond the quota.
+func (s state) isOver(id ulid.ULID) bool {
+	_, over := s.over[id]
+	return over
 }
 
 // expired tells whether all samples of a block are older than the retention.

@@ -52,42 +52,43 @@ func unmarked(blocks map[ulid.ULID]blockstore.Block) map[ulid.ULID]blockstore.Bl
 	return out
 }
 
+// beyondQuota returns the blocks of a tenant that are beyond its quota. It is an error if
+// not all sizes are known: then nobody can tell.
+func (c *Compactor) beyondQuota(ctx context.Context, id tenant.ID, blocks map[ulid.ULID]blockstore.Block) (map[ulid.ULID]struct{}, error) {
+	if !c.rations(id) {
+		return map[ulid.ULID]struct{}{}, nil
+	}
+	sizes, err := c.sizes.of(ctx, c.store, id, blocks)
+	if err != nil {
+		return nil, err
+	}
+	return overQuota(blocks, sizes, c.limits(id).MaxBucketBytes), nil
+}
+
 // rations reports whether a tenant has a quota. Marks of one that it had, plan takes off.
 func (c *Compactor) rations(id tenant.ID) bool { return c.limits(id).MaxBucketBytes > 0 }
 
-// holdToQuota marks the blocks of a tenant that are beyond its quota and takes the marks
-// off those that are not any more. Nothing is marked unless all sizes are known.
+// holdToQuota marks the blocks of a tenant that are beyond its quota. The plan takes the
+// marks off those that are not any more, before it deletes any.
 func (c *Compactor) holdToQuota(ctx context.Context, id tenant.ID, blocks map[ulid.ULID]blockstore.Block) error {
-	quota := c.limits(id).MaxBucketBytes
-	over := map[ulid.ULID]struct{}{}
-	if quota > 0 {
-		sizes, err := c.sizes.of(ctx, c.store, id, blocks)
+	over, err := c.beyondQuota(ctx, id, blocks)
+	if err != nil {
+		return err
+	}
+	for _, name := range sorted(blocks) {
+		if _, beyond := over[name]; !beyond || blocks[name].Deletion != nil {
+			continue
+		}
+		err := c.store.MarkForDeletion(ctx, id, name, blockstore.DeletionMark{Time: c.now(), Reason: blockstore.DeletionQuota})
+		if errors.Is(err, blockstore.ErrBlockNotFound) {
+			continue
+		}
 		if err != nil {
 			return err
 		}
-		over = overQuota(blocks, sizes, quota)
-	}
-	for _, name := range sorted(blocks) {
-		block := blocks[name]
-		_, beyond := over[name]
-		marked := block.Deletion != nil && block.Deletion.Reason == blockstore.DeletionQuota
-		switch {
-		case beyond && block.Deletion == nil:
-			err := c.store.MarkForDeletion(ctx, id, name, blockstore.DeletionMark{Time: c.now(), Reason: blockstore.DeletionQuota})
-			if errors.Is(err, blockstore.ErrBlockNotFound) {
-				continue
-			}
-			if err != nil {
-				return err
-			}
-			c.metrics.blocksMarked.WithLabelValues(string(blockstore.DeletionQuota)).Inc()
-			c.logger.Info("marked a block for deletion, since the tenant has more in the bucket than limits.max_bucket_bytes", "tenant", id, "block", name, "limit", quota)
-		case marked && !beyond:
-			if err := c.store.UnmarkForDeletion(ctx, id, name); err != nil {
-				return err
-			}
-			c.metrics.blocksUnmarked.Inc()
-		}
+		c.metrics.blocksMarked.WithLabelValues(string(blockstore.DeletionQuota)).Inc()
+		c.logger.Info("marked a block for deletion, since the tenant has more in the bucket than limits.max_bucket_bytes",
+			"tenant", id, "block", name, "limit", c.limits(id).MaxBucketBytes)
 	}
 	return nil
 }

@@ -24,7 +24,7 @@ const partialAge = 24 * time.Hour
 // now is none of its business any more.
 func (c *Compactor) retain(ctx context.Context, id tenant.ID, todo actions) error {
 	for _, block := range todo.unmarks {
-		c.logger.Warn("a block is kept that was to be deleted: the retention covers it again, or the block that replaced it is gone or damaged", "tenant", id, "block", block)
+		c.logger.Warn("a block is kept that was to be deleted: the retention or the quota covers it again, or the block that replaced it is gone or damaged", "tenant", id, "block", block)
 		if err := c.store.UnmarkForDeletion(ctx, id, block); err != nil {
 			return err
 		}
