@@ -4,13 +4,18 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 
 	"github.com/oklog/ulid/v2"
 	"github.com/prometheus/prometheus/tsdb"
 )
 
-const extensionVersion = 1
+const (
+	extensionVersion = 1
+	extensionKey     = "hundredfold"
+)
 
 // Extension is what Hundredfold adds to the meta.json of a block, under the key
 // "hundredfold". Prometheus ignores it, and drops it when it compacts the block.
@@ -89,12 +94,15 @@ func AddExtension(text []byte, e Extension) ([]byte, error) {
 	if meta == nil {
 		return nil, errors.New("extend meta.json: it is null")
 	}
+	// A reader takes the key in any case, and would mix two.
+	maps.DeleteFunc(meta, func(key string, _ json.RawMessage) bool { return strings.EqualFold(key, extensionKey) })
 	e.Version = extensionVersion
+	e.Deletions = slices.Clone(e.Deletions)
 	slices.SortFunc(e.Deletions, ulid.ULID.Compare)
 	extension, err := json.Marshal(e)
 	if err != nil {
 		return nil, fmt.Errorf("extend meta.json: %w", err)
 	}
-	meta["hundredfold"] = extension
+	meta[extensionKey] = extension
 	return json.MarshalIndent(meta, "", "\t")
 }
