@@ -183,14 +183,30 @@ func (u *Uploads) stateOf(ctx context.Context, j job) (state, error) {
 	}
 	s := state{State: stateUploading}
 	if found {
-		if err := json.Unmarshal(text, &s); err != nil {
-			return state{}, fmt.Errorf("read the state of the upload: %w", err)
-		}
+		s = parseState(text)
 	}
 	if s.State == stateValidating && time.Since(s.Time) > patience {
 		s = state{State: stateFailed, Error: "the validation was interrupted: finish the upload again"}
 	}
 	return s, nil
+}
+
+// parseState decodes a stateFile. What cannot be understood is a failure that the client
+// may get over: otherwise nothing could be done about the upload.
+func parseState(text []byte) state {
+	var s state
+	err := json.Unmarshal(text, &s)
+	switch s.State {
+	case stateUploading, stateValidating, stateComplete, stateFailed:
+	case "":
+		s.State = stateUploading
+	default:
+		err = errors.Join(err, fmt.Errorf("%q is no state", s.State))
+	}
+	if err != nil {
+		return state{State: stateFailed, Error: fmt.Sprintf("the state of the upload cannot be read (%s): start it again", err)}
+	}
+	return s
 }
 
 // plan returns the meta.json that the block is to have.
