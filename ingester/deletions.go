@@ -102,10 +102,7 @@ func (d *tenantDeletions) openLocked() error {
 	case err != nil:
 		return fmt.Errorf("read the list of deletions: %w", err)
 	default:
-		if err = json.Unmarshal(text, &disk); err == nil && disk.Version != deletionsVersion {
-			err = fmt.Errorf("it has version %d, this build reads %d", disk.Version, deletionsVersion)
-		}
-		if err != nil {
+		if disk, err = parseDeletions(text); err != nil {
 			return fmt.Errorf("decode %s (put back a copy of it; without one, remove the file: deletions that GET /api/v1/admin/tsdb/deletions lists as pending are carried out again then, on what came since, too): %w", path, err)
 		}
 	}
@@ -118,6 +115,15 @@ func (d *tenantDeletions) openLocked() error {
 	}
 	d.read = true
 	return nil
+}
+
+func parseDeletions(text []byte) (deletionsDisk, error) {
+	var disk deletionsDisk
+	err := json.Unmarshal(text, &disk)
+	if err == nil && disk.Version != deletionsVersion {
+		err = fmt.Errorf("it has version %d, this build reads %d", disk.Version, deletionsVersion)
+	}
+	return disk, err
 }
 
 // emptyTrashLocked completes what a crash left half done: a folder that lies in the trash

@@ -296,3 +296,41 @@ func (f *fixture) requireTwin(twin map[string]map[int64]bool, step int) {
 	}
 	require.Equal(f.t, want, f.stored("a"), "step %d", step)
 }
+
+func FuzzDeletionsLog(f *testing.F) {
+	for _, text := range []string{
+		`{"version":1,"begun_ms":1600000000000,"checked_ms":1700000000000,"done":{"01BX5ZZKBKACTAV9WEVGEMMVRZ":["00000000000000000000000000"],"00000000000000000000000001":null}}`,
+		`{"version":1,"checked_ms":-9223372036854775808,"done":null}`,
+		`{"version":1,"done":{"":[]}}`,
+		`{"version":2}`, `{}`, `null`, ``,
+	} {
+		f.Add([]byte(text))
+	}
+	at := time.UnixMilli(1_700_000_000_000)
+	f.Fuzz(func(t *testing.T, text []byte) {
+		dir := t.TempDir()
+		path := filepath.Join(dir, "acme.json")
+		require.NoError(t, os.WriteFile(path, text, 0o600))
+		open := func() (*tenantDeletions, error) {
+			d := &tenantDeletions{dir: dir, name: "acme", applying: newTurn()}
+			_, _, err := d.concerns([]blockstore.ActiveDeletion{{Deletion: blockstore.Deletion{ID: ulid.MustNewDefault(at), Accepted: at}}})
+			return d, err
+		}
+		d, err := open()
+		if err != nil {
+			require.ErrorContains(t, err, path, "it says which file is in the way")
+			kept, err := os.ReadFile(path)
+			require.NoError(t, err)
+			require.Equal(t, text, kept, "nothing is forgotten for it")
+			return
+		}
+		id := ulid.MustNewDefault(at)
+		require.NoError(t, d.carriedOut(id, []ulid.ULID{id}))
+		again, err := open()
+		require.NoError(t, err)
+		require.Equal(t, d.disk, again.disk)
+		require.Equal(t, []ulid.ULID{id}, again.disk.Done[id])
+		_, err = again.checked(nil, at)
+		require.NoError(t, err)
+	})
+}

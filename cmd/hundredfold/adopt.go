@@ -147,15 +147,23 @@ func readAdoption(path string) (*adoption, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read what was adopted: %w", err)
 	}
+	a, err := parseAdoption(text)
+	if err != nil {
+		return nil, fmt.Errorf("read what was adopted from %s: %w", path, err)
+	}
+	return a, nil
+}
+
+func parseAdoption(text []byte) (*adoption, error) {
 	var a adoption
 	if err := json.Unmarshal(text, &a); err != nil {
-		return nil, fmt.Errorf("read what was adopted from %s: %w", path, err)
+		return nil, err
 	}
 	if a.Version != adoptedVersion {
-		return nil, fmt.Errorf("read what was adopted from %s: version %d is not known to this release, which reads %d", path, a.Version, adoptedVersion)
+		return nil, fmt.Errorf("version %d is not known to this release, which reads %d", a.Version, adoptedVersion)
 	}
-	if a.Tenant, err = tenant.Parse(string(a.Tenant)); err != nil {
-		return nil, fmt.Errorf("read what was adopted from %s: %w", path, err)
+	if _, err := tenant.Parse(string(a.Tenant)); err != nil {
+		return nil, err
 	}
 	return &a, nil
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -80,4 +81,33 @@ func TestNothingIsAdoptedThatWouldHideOtherData(t *testing.T) {
 	_, err = over(dir).adopt()
 	require.ErrorContains(t, err, "beside that of tenant default")
 	require.NoFileExists(t, filepath.Join(dir, adoptedFile))
+}
+
+func FuzzAdoption(f *testing.F) {
+	for _, text := range []string{
+		`{"version":1,"tenant":"default","since":"2026-01-02T03:04:05Z","keep_blocks":true,"blocks":["01BX5ZZKBKACTAV9WEVGEMMVRZ"]}`,
+		`{"version":1,"tenant":"../x","blocks":null}`,
+		`{"version":2,"tenant":"default"}`,
+		`{"version":1,"tenant":"default","blocks":[""]}`,
+		`{}`, `null`, ``,
+	} {
+		f.Add([]byte(text))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		a, err := parseAdoption(text)
+		if err != nil {
+			return
+		}
+		_, err = tenant.Parse(string(a.Tenant))
+		require.NoError(t, err, "it names a folder")
+		encoded, err := json.Marshal(a)
+		if err != nil {
+			return // a time that JSON has no form for
+		}
+		again, err := parseAdoption(encoded)
+		require.NoError(t, err)
+		require.True(t, a.Since.Equal(again.Since))
+		again.Since = a.Since
+		require.Equal(t, a, again)
+	})
 }
