@@ -49,7 +49,9 @@ func readOwnedChunks(b ownedBlock, own func(context.Context) (storage.ChunkQueri
 	return ownedChunks{newOwnedLabels(b, own), own}
 }
 
-// Select implements storage.Querier. It returns when the answer is there.
+// Select implements storage.Querier. It returns when the answer is there, as a whole: the
+// answers of all blocks that a Select reads are in memory at once, encoded, and max_query_bytes is
+// what bounds them.
 func (r ownedSamples) Select(ctx context.Context, sorted bool, hints *storage.SelectHints, matchers ...*labels.Matcher) storage.SeriesSet {
 	got, err := r.selectSeries(ctx, hints, matchers)
 	if err == nil {
@@ -125,7 +127,7 @@ func (b ownedBlock) selectSeries(ctx context.Context, hints *storage.SelectHints
 	if out.within.mint > out.within.maxt {
 		return out, nil // hints may lie outside of the block
 	}
-	got, err := askOwners(ctx, b.owners, b.peers, silentAfter, func(ctx context.Context, client queryv1.BlocksServiceClient, heard func()) (part, error) {
+	got, err := askOwners(ctx, b.owners, b.peers, patience{limit: silentAfter, blame: true}, func(ctx context.Context, client queryv1.BlocksServiceClient, heard func()) (part, error) {
 		return b.receive(ctx, client, req, heard)
 	})
 	if err != nil {
@@ -225,7 +227,7 @@ func (b ownedBlock) ask(ctx context.Context, name string, hints *storage.LabelHi
 	if hints != nil {
 		req.Limit = uint32(max(hints.Limit, 0)) //nolint:gosec // a bound above 4 G is none
 	}
-	got, err := askOwners(ctx, b.owners, b.peers, labelsAfter, func(ctx context.Context, client queryv1.BlocksServiceClient, _ func()) (part, error) {
+	got, err := askOwners(ctx, b.owners, b.peers, patience{limit: labelsAfter}, func(ctx context.Context, client queryv1.BlocksServiceClient, _ func()) (part, error) {
 		message, err := client.LabelsOfBlock(ctx, req)
 		if err != nil {
 			return part{}, err

@@ -12,6 +12,8 @@ import (
 	"github.com/oklog/ulid/v2"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/hundredfold/hundredfold/internal/cluster"
 	"github.com/hundredfold/hundredfold/internal/tenant"
@@ -26,14 +28,26 @@ const (
 	// silentAfter is how long an owner may be silent before the next one is asked, too.
 	// One that works says so more often (atWorkEvery): it is not the store that is slow.
 	silentAfter = 3 * time.Second
-	// labelsAfter is silentAfter for labels, whose answers come in one piece.
+	// labelsAfter is silentAfter for labels, whose answers come in one piece: an owner that
+	// works, or waits for its turn to, cannot say so. So nobody is blamed for that silence.
 	labelsAfter = 10 * time.Second
 	// avoidedFor is for how long an owner that failed is not asked again. By then its
 	// death has spread, or it is back.
 	avoidedFor = 10 * time.Second
 )
 
-var errSilent = errors.New("it is silent")
+var (
+	errSilent = errors.New("it is silent")
+	// errTooLarge says that an owner cannot send its answer: no owner can, so the block is
+	// read here. It is no fault of the owner.
+	errTooLarge = errors.New("its answer is too large to be sent")
+)
+
+// patience is how long owners may be silent before the next one is asked, too.
+type patience struct {
+	limit time.Duration
+	blame bool // an owner that works is never silent for that long, so others avoid it then
+}
 
 // owners are the other queriers of a cluster, which own blocks: each block is read by few
 // queriers, so that their page caches hold different blocks. Nothing depends on them:
@@ -141,13 +155,13 @@ type asksOwner[T any] func(ctx context.Context, client queryv1.BlocksServiceClie
 // askOwners asks the peers, of which there is one at least, one after the other: the next
 // one when one has failed, or has been silent for so long. The first whole answer counts.
 // What the others hold by the account in ctx is given back.
-func askOwners[T any](ctx context.Context, o *owners, peers []cluster.Peer, patience time.Duration, ask asksOwner[T]) (T, error) {
+func askOwners[T any](ctx context.Context, o *owners, peers []cluster.Peer, waits patience, ask asksOwner[T]) (T, error) {
 	r := &ownerRace[T]{o: o, ask: ask, rest: peers, answers: make(chan ownerAnswer[T], len(peers)), heard: make(chan struct{}, 1)}
 	defer r.giveBack()
 	defer r.running.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	return r.run(ctx, patience)
+	return r.run(ctx, waits)
 }
 
 type ownerAnswer[T any] struct {
@@ -175,13 +189,13 @@ type ownerRace[T any] struct {
 	running sync.WaitGroup
 }
 
-func (r *ownerRace[T]) run(ctx context.Context, patience time.Duration) (T, error) {
+func (r *ownerRace[T]) run(ctx context.Context, waits patience) (T, error) {
 	var (
 		none T
 		errs []error
 	)
 	r.next(ctx)
-	timer := time.NewTimer(patience)
+	timer := time.NewTimer(waits.limit)
 	defer timer.Stop()
 	for {
 		select {
@@ -195,7 +209,7 @@ func (r *ownerRace[T]) run(ctx context.Context, patience time.Duration) (T, erro
 			switch {
 			case errors.As(a.err, &refused) && len(r.asked) > 0:
 				continue // what two answers hold is too much, so it is left to the other one
-			case errors.As(a.err, &refused):
+			case errors.As(a.err, &refused), errors.Is(a.err, errTooLarge):
 				return none, a.err
 			case ctx.Err() != nil:
 				return none, context.Cause(ctx)
@@ -207,18 +221,20 @@ func (r *ownerRace[T]) run(ctx context.Context, patience time.Duration) (T, erro
 			if !r.next(ctx) && len(r.asked) == 0 {
 				return none, errors.Join(errs...)
 			}
-			timer.Reset(patience)
+			timer.Reset(waits.limit)
 		case <-r.heard:
-			timer.Reset(patience)
+			timer.Reset(waits.limit)
 		case <-timer.C:
-			for _, p := range r.asked {
-				r.o.avoid(p, errSilent)
+			if waits.blame {
+				for _, p := range r.asked {
+					r.o.avoid(p, errSilent)
+				}
 			}
 			if !r.next(ctx) {
 				return none, errors.Join(append(errs, errSilent)...)
 			}
 			r.o.metrics.hedges.Inc()
-			timer.Reset(patience)
+			timer.Reset(waits.limit)
 		case <-ctx.Done():
 			return none, context.Cause(ctx)
 		}
@@ -271,5 +287,8 @@ func (r *ownerRace[T]) askOne(ctx context.Context, peer cluster.Peer) (value T, 
 		outcome = "error"
 	}
 	r.o.metrics.requests.WithLabelValues(outcome).Inc()
+	if status.Code(err) == codes.ResourceExhausted {
+		return value, fmt.Errorf("%w: %w", errTooLarge, err)
+	}
 	return value, wire.FromGRPC(err)
 }

@@ -532,7 +532,7 @@ func TestOwnersAreAskedOneAfterTheOther(t *testing.T) {
 				var mu sync.Mutex
 				asked := 0
 				start := time.Now()
-				got, err := askOwners(t.Context(), ownersOfNobody(), peers, silentAfter, func(ctx context.Context, _ queryv1.BlocksServiceClient, heard func()) (int, error) {
+				got, err := askOwners(t.Context(), ownersOfNobody(), peers, patience{limit: silentAfter, blame: true}, func(ctx context.Context, _ queryv1.BlocksServiceClient, heard func()) (int, error) {
 					mu.Lock()
 					step := c.steps[asked]
 					asked++
@@ -581,7 +581,7 @@ func TestOnlyTheAnswerThatCountsIsHeld(t *testing.T) {
 				whole := newAccount(alice, tenant.Limits{MaxQueryBytes: c.limit})
 				var asked atomic.Int32
 				b := ownedBlock{owners: ownersOfNobody()}
-				_, err := askOwners(withAccount(t.Context(), whole), b.owners, peers, silentAfter, func(ctx context.Context, _ queryv1.BlocksServiceClient, _ func()) (int, error) {
+				_, err := askOwners(withAccount(t.Context(), whole), b.owners, peers, patience{limit: silentAfter, blame: true}, func(ctx context.Context, _ queryv1.BlocksServiceClient, _ func()) (int, error) {
 					me := asked.Add(1)
 					if err := b.charge(ctx, int(c.own[me-1]), 1); err != nil {
 						return 0, err
@@ -619,6 +619,41 @@ func TestAnswerThatWasCutShortCountsForNothing(t *testing.T) {
 	}
 	asker.requireCount(t, "a", 0, hour-1, 60)
 	require.Equal(t, 1, asker.fallbacks())
+}
+
+func TestAnAnswerThatIsTooLargeIsReadHereAndNobodyIsToBlame(t *testing.T) {
+	s := newSharing(t, 4)
+	block := s.upload(alice, 1)[0]
+	owners, asker := s.owners(alice, block), s.stranger(alice, block)
+	for _, q := range owners {
+		q.server.Stop()
+		q.listener = bufconn.Listen(1 << 20)
+		q.server = grpc.NewServer(grpc.MaxSendMsgSize(1))
+		q.RegisterBlocks(q.server)
+		go func() { _ = q.server.Serve(q.listener) }() // it ends with Stop
+	}
+	asker.requireCount(t, "a", 0, hour-1, 60)
+	got := asker.get(alice, "/api/v1/label/__name__/values")
+	require.JSONEq(t, `["a","b"]`, string(got.Data))
+	require.Equal(t, 2, asker.fallbacks())
+	require.Equal(t, 2, int(testutil.ToFloat64(asker.owners.metrics.requests.WithLabelValues("error"))), "the second owner could not send it, either")
+	require.Len(t, asker.owners.of(alice, block), 2)
+}
+
+func TestAnOwnerIsAvoidedForSilenceOnlyIfItWouldSayThatItWorks(t *testing.T) {
+	peers := []cluster.Peer{{ID: "first"}, {ID: "second"}}
+	for _, waits := range []patience{{silentAfter, true}, {labelsAfter, false}} {
+		synctest.Test(t, func(t *testing.T) {
+			o := ownersOfNobody()
+			_, err := askOwners(t.Context(), o, peers, waits, func(ctx context.Context, _ queryv1.BlocksServiceClient, _ func()) (int, error) {
+				<-ctx.Done()
+				return 0, ctx.Err()
+			})
+			require.ErrorIs(t, err, errSilent)
+			require.Equal(t, waits.blame, len(o.avoided.until) == 2)
+			require.Equal(t, !waits.blame, len(o.avoided.until) == 0)
+		})
+	}
 }
 
 // cutShort is an owner that ends its answers in the middle, without an error.
