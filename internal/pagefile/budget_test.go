@@ -111,6 +111,7 @@ func TestFullDiskTakesTheSpaceOfFilesThatNobodyUses(t *testing.T) {
 	f := c.file("old", old)
 	load(t, f, 0, f.Size())
 	f.Release()
+	c.work.Wait() // who fetched it lets go of it a moment after it is there
 	c.fill(func() bool { return !c.has("old") })
 
 	f = c.file("new", r)
