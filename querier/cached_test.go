@@ -158,7 +158,7 @@ func TestADeletionInvalidatesWhatItHidesAndWhatItHidesNoMore(t *testing.T) {
 	check("another", piece)
 	d.settle(alice, deletion)
 	check("settled, which changes nothing that is hidden", 0)
-	deletion = d.accept(bob, 40*hour, 41*hour, "x_total")
+	d.accept(bob, 40*hour, 41*hour, "x_total")
 	check("another tenant's", 0)
 
 	// The compactor has put a block in the place of another, with the same samples.
