@@ -46,7 +46,7 @@ func (a *ahead) fetch(ctx context.Context) {
 	}
 	account := accountOf(ctx).part()
 	defer account.release()
-	selectors := selectorsOf(s.expr)
+	selectors := parser.ExtractSelectors(s.expr)
 	group, groupCtx := errgroup.WithContext(withAccount(ctx, account))
 	group.SetLimit(readAhead)
 	seen := map[ulid.ULID]struct{}{}
@@ -78,13 +78,4 @@ func (s *splitQuery) prefetch(ctx context.Context, q *Querier, block blockstore.
 		errs = append(errs, reader.Prefetch(ctx, mint, maxt, matchers...))
 	}
 	return errors.Join(append(errs, reader.Close())...)
-}
-
-// selectorsOf returns the matchers of each selector in an expression.
-func selectorsOf(expr parser.Expr) [][]*labels.Matcher {
-	var selectors [][]*labels.Matcher
-	for _, group := range parser.ExtractSelectors(expr) {
-		selectors = append(selectors, group)
-	}
-	return selectors
 }
