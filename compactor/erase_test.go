@@ -168,6 +168,9 @@ func TestWhatCameAfterADeletionOfTheTenantStaysThoughItWasMergedWithWhatIsDelete
 	require.Len(t, todo.compactions, 1)
 	require.NoError(t, f.compact(t.Context(), acme, todo.compactions[0]))
 	require.Equal(t, []ulid.ULID{d.ID}, f.deletionsOf(t, f.only(t).ULID))
+	for _, block := range todo.compactions[0].ids() {
+		require.NoError(t, f.store.Delete(t.Context(), acme, block))
+	}
 
 	require.NoError(t, f.RunOnce(t.Context()))
 	require.Equal(t, map[string]int{b: 720}, f.counts(t))
