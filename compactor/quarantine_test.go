@@ -41,8 +41,8 @@ func TestADamagedBlockIsQuarantinedAndTheOthersAreCompacted(t *testing.T) {
 		{"a segment cut short", edit("chunks/000001", cut), "segment doesn't include enough bytes"},
 		{"a flipped bit in a chunk", edit("chunks/000001", flipMiddle), "checksum mismatch"},
 		{"a segment that is missing before another", rename("chunks/000001", "chunks/000002"), "segment 000001 of the chunks is missing"},
-		{"tombstones that are none", edit("tombstones", func([]byte) []byte { return []byte("nonsense") }), "invalid magic number"},
-		{"tombstones that make the decoder panic", edit("tombstones", func(text []byte) []byte { return slices.Concat(text[:4], text[:4]) }), "panics"},
+		{"tombstones that are none", edit("tombstones", func([]byte) []byte { return []byte("nonsense") }), "the tombstones have 8 bytes"},
+		{"tombstones that make Prometheus panic", edit("tombstones", func(text []byte) []byte { return slices.Concat(text[:4], text[:4]) }), "the tombstones have 8 bytes"},
 		{"a meta.json that states another range", func(t *testing.T, dir string) {
 			editMeta(t, dir, func(meta *tsdb.BlockMeta) { meta.MaxTime -= hour })
 		}, "not in the range that meta.json states"},

@@ -184,7 +184,8 @@ func TestManyCallersGetRightBytesWhileFilesComeAndGo(t *testing.T) {
 	group.Wait()
 	require.NoError(t, c.Close())
 	require.LessOrEqual(t, c.usedBytes(), int64(40*pageSize), "nobody holds any file")
-	require.Equal(t, diskBytes(t, c.dir), c.usedBytes())
+	// The next process takes over no file of which no page was fetched in the end.
+	require.InDelta(t, diskBytes(t, c.dir), c.usedBytes(), float64(len(twins)*(headerSize+len("a/index"))))
 	require.Positive(t, count(c.metrics.evictions))
 }
 
