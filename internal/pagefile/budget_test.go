@@ -54,17 +54,17 @@ func TestFilesInUseAreKeptBeyondTheBudget(t *testing.T) {
 	requireBytes(t, fa, a, 0, fa.Size())
 	requireBytes(t, fb, b, 0, fb.Size())
 	require.Equal(t, 1, count(c.metrics.overBudget))
-	fa.Release()
+	c.release(fa)
 	require.False(t, c.has("a"), "the budget holds again as soon as it can")
 	require.LessOrEqual(t, c.usedBytes(), c.cfg.MaxBytes)
 	requireBytes(t, fb, b, 0, fb.Size())
-	fb.Release()
+	c.release(fb)
 }
 
 func TestFilesOfWhichNothingWasFetchedLeaveNothingBehind(t *testing.T) {
 	c := newCache(t, t.TempDir(), nil)
 	f := c.file("k", newRemote(10, 1))
-	f.Release()
+	c.release(f)
 	require.False(t, c.has("k"))
 	entries, err := os.ReadDir(c.dir)
 	require.NoError(t, err)
@@ -110,8 +110,7 @@ func TestFullDiskTakesTheSpaceOfFilesThatNobodyUses(t *testing.T) {
 	old, r := newRemote(pageSize, 1), newRemote(2*pageSize, 2)
 	f := c.file("old", old)
 	load(t, f, 0, f.Size())
-	f.Release()
-	c.work.Wait() // who fetched it lets go of it a moment after it is there
+	c.release(f)
 	c.fill(func() bool { return !c.has("old") })
 
 	f = c.file("new", r)

@@ -129,7 +129,7 @@ func TestAnotherObjectOfTheSameNameIsNotMistaken(t *testing.T) {
 	load(t, f, 0, 100)
 	_, err := c.File("k", 200, after.read)
 	require.ErrorContains(t, err, "k is in use with 100 bytes, and now has 200")
-	f.Release()
+	c.release(f)
 	f = c.file("k", after)
 	defer f.Release()
 	require.EqualValues(t, 200, load(t, f, 0, 200))
@@ -155,7 +155,7 @@ func TestFilesThatSomebodyRemovedAreFetchedAgain(t *testing.T) {
 	r := newRemote(3*pageSize, 1)
 	f := c.file("acme/block/index", r)
 	load(t, f, 0, r.size())
-	f.Release()
+	c.release(f)
 	require.NoError(t, os.RemoveAll(filepath.Join(dir, "acme")))
 
 	f = c.file("acme/block/index", r)

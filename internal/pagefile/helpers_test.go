@@ -114,6 +114,13 @@ func (c testCache) has(key string) bool {
 	return c.mu.files[key] != nil
 }
 
+// release releases f and waits until nobody holds it: who has fetched for it lets go a
+// moment after its pages are there.
+func (c testCache) release(f *File) {
+	f.Release()
+	c.work.Wait()
+}
+
 func count(c prometheus.Collector) int { return int(testutil.ToFloat64(c)) }
 
 // load asks f for a range.
