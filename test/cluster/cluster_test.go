@@ -10,6 +10,7 @@ import (
 	"net"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -46,6 +47,7 @@ type network struct {
 	changed chan struct{}
 	listen  map[string]*bufconn.Listener
 	conns   map[string]*grpc.ClientConn
+	others  []registry.Peer // that are no ingesters
 }
 
 func newNetwork(t *testing.T) *network {
@@ -104,12 +106,13 @@ func (n *network) publish(t *testing.T, records ...registry.Record) {
 	defer n.mu.Unlock()
 	merged, _, err := n.view.Registry.Merge(records...)
 	require.NoError(t, err)
-	next := &registry.View{Registry: merged, Placement: merged.Placement(3)}
+	next := &registry.View{Registry: merged, Placement: merged.Placement(3), Peers: slices.Clone(n.others)}
 	for _, rec := range merged.Records() {
 		if n.listen[rec.Address] != nil {
 			next.Peers = append(next.Peers, registry.Peer{ID: rec.ID, Roles: []registry.Role{registry.RoleIngester}, GRPC: rec.Address, Incarnation: rec.Incarnation})
 		}
 	}
+	slices.SortFunc(next.Peers, func(a, b registry.Peer) int { return strings.Compare(a.ID, b.ID) })
 	n.view = next
 	close(n.changed)
 	n.changed = make(chan struct{})
@@ -118,8 +121,9 @@ func (n *network) publish(t *testing.T, records ...registry.Record) {
 // node is one ingester and its gRPC server.
 type node struct {
 	*ingester.Ingester
-	rec  registry.Record
-	stop func()
+	rec       registry.Record
+	deletions hanging
+	stop      func()
 }
 
 // world is a cluster of three ingesters, and one process alone that gets the same.
@@ -209,7 +213,7 @@ func (w *world) join(i int) *node {
 		State: registry.Active, Epoch: 1, Incarnation: 1, Generation: uint64(7 + i),
 	}
 	n := &node{Ingester: w.openIngester(w.store), rec: rec}
-	listener, server := bufconn.Listen(1<<20), grpc.NewServer()
+	listener, server := bufconn.Listen(1<<20), grpc.NewServer(grpc.UnaryInterceptor(n.deletions.intercept))
 	n.Register(server, ingester.Member{
 		Instance: rec.ID, Generation: rec.Generation,
 		Current: func() *registry.Placement { return w.net.View().Placement },
