@@ -3,16 +3,15 @@ package querier
 import (
 	"errors"
 	"fmt"
-	"log/slog"
 	"math"
 	"net/http"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/oklog/ulid/v2"
 
+	"github.com/hundredfold/hundredfold/internal/audit"
 	"github.com/hundredfold/hundredfold/internal/blockstore"
 	"github.com/hundredfold/hundredfold/internal/deletion"
 	"github.com/hundredfold/hundredfold/internal/tenant"
@@ -39,16 +38,12 @@ var (
 type Admin struct {
 	enabled bool
 	deleter *Deleter
-	logger  *slog.Logger
 	mux     *http.ServeMux
 }
 
 // NewAdmin returns an Admin; one that is not enabled answers 403 to everything.
-func NewAdmin(enabled bool, deleter *Deleter, logger *slog.Logger) *Admin {
-	if logger == nil {
-		logger = slog.New(slog.DiscardHandler)
-	}
-	a := &Admin{enabled: enabled, deleter: deleter, logger: logger, mux: http.NewServeMux()}
+func NewAdmin(enabled bool, deleter *Deleter) *Admin {
+	a := &Admin{enabled: enabled, deleter: deleter, mux: http.NewServeMux()}
 	for _, method := range []string{http.MethodPost, http.MethodPut} {
 		a.mux.HandleFunc(method+" "+routeDelete, a.deleteSeries)
 		a.mux.HandleFunc(method+" "+routeClean, a.clean)
@@ -80,7 +75,7 @@ func (a *Admin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (a *Admin) deleteSeries(w http.ResponseWriter, r *http.Request) {
 	want, err := parseDeletion(r)
 	if err != nil {
-		a.refuse(w, r, http.StatusBadRequest, err)
+		refuse(w, http.StatusBadRequest, err)
 		return
 	}
 	a.accept(w, r, want)
@@ -134,7 +129,7 @@ func parseTimeParam(r *http.Request, name string, otherwise int64) (int64, error
 func (a *Admin) dropTenant(w http.ResponseWriter, r *http.Request) {
 	id, _ := tenant.FromContext(r.Context()) // ServeHTTP has checked it
 	if confirm := r.Form.Get("confirm"); confirm != string(id) {
-		a.refuse(w, r, http.StatusBadRequest, fmt.Errorf("this deletes all that tenant %s has; to confirm it, repeat its name: confirm=%s", id, id))
+		refuse(w, http.StatusBadRequest, fmt.Errorf("this deletes all that tenant %s has; to confirm it, repeat its name: confirm=%s", id, id))
 		return
 	}
 	a.accept(w, r, blockstore.Deletion{WholeTenant: true, MinMs: deletion.MinTime, MaxMs: deletion.MaxTime})
@@ -143,15 +138,15 @@ func (a *Admin) dropTenant(w http.ResponseWriter, r *http.Request) {
 // accept accepts a deletion and says who has not acknowledged it.
 func (a *Admin) accept(w http.ResponseWriter, r *http.Request, want blockstore.Deletion) {
 	id, _ := tenant.FromContext(r.Context())
-	want.By = whoAsks(r)
+	want.By = audit.Who(r)
+	audit.Note(r.Context(), "selectors", want.Selectors, "min_ms", want.MinMs, "max_ms", want.MaxMs)
 	accepted, err := a.deleter.Accept(r.Context(), id, want)
 	if err != nil {
 		setRetryAfter(w, err)
-		a.refuse(w, r, wire.HTTPStatus(err), err)
+		refuse(w, wire.HTTPStatus(err), err)
 		return
 	}
-	a.audit(r, "accepted a deletion", "deletion", accepted.ID, "selectors", want.Selectors, "whole_tenant", want.WholeTenant,
-		"min_ms", want.MinMs, "max_ms", want.MaxMs, "missing", accepted.Missing)
+	audit.Note(r.Context(), "deletion", accepted.ID, "missing", accepted.Missing)
 	w.Header().Set(deletionIDHeader, accepted.ID.String())
 	if len(accepted.Missing) == 0 {
 		w.WriteHeader(http.StatusNoContent)
@@ -167,10 +162,9 @@ func (a *Admin) accept(w http.ResponseWriter, r *http.Request, want blockstore.D
 func (a *Admin) clean(w http.ResponseWriter, r *http.Request) {
 	id, _ := tenant.FromContext(r.Context())
 	if err := a.deleter.store.AskCleaning(r.Context(), id); err != nil {
-		a.refuse(w, r, http.StatusServiceUnavailable, err)
+		refuse(w, http.StatusServiceUnavailable, err)
 		return
 	}
-	a.audit(r, "asked for blocks to be written without what is deleted")
 	w.WriteHeader(http.StatusNoContent)
 }
 
@@ -205,7 +199,7 @@ func (a *Admin) list(w http.ResponseWriter, r *http.Request) {
 	id, _ := tenant.FromContext(r.Context())
 	states, err := a.states(r, id)
 	if err != nil {
-		a.refuse(w, r, http.StatusServiceUnavailable, err)
+		refuse(w, http.StatusServiceUnavailable, err)
 		return
 	}
 	writeJSON(w, http.StatusOK, envelope{Status: "success", Data: states})
@@ -258,29 +252,10 @@ func (a *Admin) states(r *http.Request, id tenant.ID) ([]deletionState, error) {
 	return states, nil
 }
 
-func (a *Admin) refuse(w http.ResponseWriter, r *http.Request, status int, err error) {
-	a.audit(r, "refused", "status", status, "err", err)
+func refuse(w http.ResponseWriter, status int, err error) {
 	kind := "bad_data"
 	if status != http.StatusBadRequest {
 		kind = "unavailable"
 	}
 	writeError(w, status, kind, err)
-}
-
-// audit logs who called what, for whom, and what came of it.
-func (a *Admin) audit(r *http.Request, outcome string, more ...any) {
-	id, _ := tenant.FromContext(r.Context())
-	a.logger.Info("Admin call", append([]any{"by", whoAsks(r), "route", r.URL.Path, "tenant", id, "outcome", outcome}, more...)...)
-}
-
-// whoAsks names who sent a request: by password, by certificate, and from where.
-func whoAsks(r *http.Request) string {
-	parts := []string{r.RemoteAddr}
-	if user, _, ok := r.BasicAuth(); ok {
-		parts = append(parts, "user "+user)
-	}
-	if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
-		parts = append(parts, "certificate "+r.TLS.PeerCertificates[0].Subject.String())
-	}
-	return strings.Join(parts, ", ")
 }

@@ -100,13 +100,13 @@ func (m *membership) addRoutes(s *server.Server, pages *ui.UI) {
 		"/ingester/drain":        (*life).serveDrain,
 		"POST /ingester/restart": (*life).serveRestart,
 	} {
-		s.Handle(pattern, guard.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.Handle(pattern, m.p.audited(nil, guard.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if life := m.life.Load(); life != nil {
 				serve(life, w, r)
 				return
 			}
 			http.Error(w, "the ingester is still starting", http.StatusServiceUnavailable)
-		})))
+		}))))
 	}
 }
 

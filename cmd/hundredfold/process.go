@@ -18,6 +18,7 @@ import (
 	"github.com/hundredfold/hundredfold/distributor"
 	"github.com/hundredfold/hundredfold/ingester"
 	"github.com/hundredfold/hundredfold/internal/blockstore"
+	"github.com/hundredfold/hundredfold/internal/blockupload"
 	"github.com/hundredfold/hundredfold/internal/cluster"
 	"github.com/hundredfold/hundredfold/internal/selfmonitor"
 	"github.com/hundredfold/hundredfold/internal/server"
@@ -267,7 +268,7 @@ func (p *process) addRoutes() error {
 	p.server.Handle("GET /compactor", pages.Compactor())
 	p.server.Handle("GET /ui/", pages.Static("/ui/"))
 	// A page of another origin that a browser shows must not reload anything.
-	p.server.Handle("/-/reload", http.NewCrossOriginProtection().Handler(p.reloader))
+	p.server.Handle("/-/reload", p.audited(nil, http.NewCrossOriginProtection().Handler(p.reloader)))
 
 	if p.member != nil {
 		p.member.addRoutes(p.server, pages)
@@ -277,6 +278,10 @@ func (p *process) addRoutes() error {
 	for _, pattern := range append(writePatterns(), queryPatterns()...) {
 		p.server.Handle(pattern, api)
 	}
+	administration := p.audited(p.askedTenant, api)
+	p.server.Handle(routeAdmin, administration)
+	p.server.Handle(blockupload.Prefix, administration)
+	p.server.Handle(blockupload.Prefix+"{block}/files", api) // one act has many of them
 	return nil
 }
 

@@ -47,7 +47,12 @@ func startProcess(t testing.TB, dir, text string, flags ...string) *running {
 // runProcess does not wait until the process is ready.
 func runProcess(t testing.TB, opts options) *running {
 	t.Helper()
-	p, err := open(opts, slog.New(slog.DiscardHandler))
+	return runLogged(t, opts, slog.New(slog.DiscardHandler))
+}
+
+func runLogged(t testing.TB, opts options, logger *slog.Logger) *running {
+	t.Helper()
+	p, err := open(opts, logger)
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	r := &running{t: t, p: p, url: "http://" + p.server.Address(), client: &http.Client{Transport: &http.Transport{}}, cancel: cancel, done: make(chan error, 1)}

@@ -6,8 +6,10 @@ import (
 	"strings"
 
 	"github.com/hundredfold/hundredfold/distributor"
+	"github.com/hundredfold/hundredfold/internal/audit"
 	"github.com/hundredfold/hundredfold/internal/blockupload"
 	"github.com/hundredfold/hundredfold/internal/cluster"
+	"github.com/hundredfold/hundredfold/internal/tenant"
 	"github.com/hundredfold/hundredfold/internal/wire"
 	"github.com/hundredfold/hundredfold/querier"
 )
@@ -45,7 +47,7 @@ func (p *process) apiRoutes(d *distributor.Distributor, q *querier.Querier, dele
 	mux.Handle(routeOTLP, otlp)
 	mux.Handle(blockupload.Prefix, http.NewCrossOriginProtection().Handler(uploads))
 	if q != nil {
-		admin := querier.NewAdmin(p.cfg.AdminAPI.Enabled, deleter, p.logger.With("component", "admin"))
+		admin := querier.NewAdmin(p.cfg.AdminAPI.Enabled, deleter)
 		// A page of another origin that a browser shows must not delete anything.
 		mux.Handle(routeAdmin, http.NewCrossOriginProtection().Handler(admin))
 		mux.Handle("/", q.Handler())
@@ -53,6 +55,20 @@ func (p *process) apiRoutes(d *distributor.Distributor, q *querier.Querier, dele
 		mux.Handle("/", elsewhere(cluster.RoleQuerier))
 	}
 	return mux
+}
+
+// audited returns a handler for administrators that leaves a line in the log for what they
+// do, with the tenant that tenantOf names; nil: it concerns none.
+func (p *process) audited(tenantOf func(*http.Request) string, h http.Handler) http.Handler {
+	return audit.Handler(p.logger.With("component", "audit"), tenantOf, h)
+}
+
+// askedTenant is the tenant that a request asks for, which need not be a valid one.
+func (p *process) askedTenant(r *http.Request) string {
+	if p.cfg.Multitenancy.Enabled {
+		return r.Header.Get(tenant.Header)
+	}
+	return string(tenant.Default)
 }
 
 // servePreview says what retention would do.

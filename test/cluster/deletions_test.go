@@ -110,7 +110,7 @@ func TestADeletionNamesTheIngesterThatHasNotAcknowledgedIt(t *testing.T) {
 		w := newWorld(t)
 		w.shareQuerier()
 		w.write(0, 30)
-		admin := querier.NewAdmin(true, querier.NewClusterDeleter(w.store, w.net, w.net), nil)
+		admin := querier.NewAdmin(true, querier.NewClusterDeleter(w.store, w.net, w.net))
 		const gone, kept = `{__name__="requests_total", pod="1"}`, `{__name__="requests_total", pod="2"}`
 		always := func(lengths ...int) (want [3][]int) { return [3][]int{lengths, lengths, lengths} }
 		require.Equal(t, always(120, 120), w.lengths(gone, kept))
