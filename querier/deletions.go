@@ -123,7 +123,7 @@ func (q *Querier) keepDeletions(ctx context.Context) {
 	}
 }
 
-// hiding is what a tenantView hides in the blocks that it lists.
+// hiding is what is hidden of a tenant, in the blocks that a tenantView lists and elsewhere.
 type hiding struct {
 	deletions deletion.Set
 	policy    retention.Policy
@@ -148,6 +148,17 @@ func (h *hiding) filters(b *blockstore.Block) []mask.Filter {
 	filters, _ := h.deletions.Of(b)
 	if old := h.policy.Filter(b.Meta.MinTime, h.now); old != nil {
 		filters = append(filters, deletion.ForBlock(old, b))
+	}
+	return filters
+}
+
+// recent returns what hides samples at or after mint, in ms, in the answers of ingesters.
+// What they hold is as old as the oldest block that was not dropped yet, which may be one of
+// a Prometheus whose directory was adopted.
+func (h *hiding) recent(mint int64) []mask.Filter {
+	filters := h.deletions.Recent()
+	if old := h.policy.Filter(mint, h.now); old != nil {
+		filters = append(filters, old)
 	}
 	return filters
 }

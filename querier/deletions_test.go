@@ -208,6 +208,63 @@ func TestARetentionRuleHidesOldSamplesOfItsSeries(t *testing.T) {
 	require.Equal(t, map[string]int{"a": 24, "b": 24}, r.counts(alice, start, start+day), "nothing is gone yet")
 }
 
+func TestARetentionRuleHidesTheSameWhereverTheSamplesLie(t *testing.T) {
+	const day = 24 * hour
+	now := time.Now().Truncate(time.Hour).UnixMilli()
+	start := now/day*day - 10*day
+	names := []string{"a", "b", "c"}
+	fill := map[string]func(*rig){
+		"in the bucket": func(r *rig) {
+			for at := start; at < start+10*day; at += day {
+				var series []blocktest.Series
+				for _, name := range names {
+					series = append(series, blocktest.Floats(name, at, at+day, hour))
+				}
+				r.upload(alice, at, at+day, series...)
+			}
+		},
+		"on an ingester": func(r *rig) {
+			for at := start; at < start+10*day; at += hour {
+				for _, name := range names {
+					r.push(alice, labels.FromStrings(model.MetricNameLabel, name), write.Sample{T: at, V: 1})
+				}
+			}
+		},
+	}
+	for where, fill := range fill {
+		t.Run(where, func(t *testing.T) {
+			r := newRig(t, rigOption{inPlace: true})
+			fill(r)
+			r.refresh()
+			require.Equal(t, map[string]int{"a": 240, "b": 240, "c": 240}, r.counts(alice, start, now))
+
+			r.limits.RetentionRules = []tenant.RetentionRule{
+				{Selector: `a`, Retention: model.Duration(48 * time.Hour)},
+				{Selector: `{__name__=~"a|b"}`, Retention: model.Duration(24 * 365 * time.Hour)},
+				{Selector: `c`, Retention: model.Duration(24 * time.Hour)},
+			}
+			left := func(kept int64) int { return int((start + 10*day - (now - kept)) / hour) }
+			found := r.counts(alice, start, now)
+			require.Equal(t, 240, found["b"])
+			require.InDelta(t, left(2*day), found["a"], 1, "the clock may have struck the hour meanwhile")
+			require.InDelta(t, left(day), found["c"], 1)
+			require.Equal(t, map[string]int{"b": 24}, r.counts(alice, start, start+day-1))
+			chunked, err := r.Queryable().ChunkQuerier(start, now)
+			require.NoError(t, err)
+			defer func() { require.NoError(t, chunked.Close()) }()
+			set := chunked.Select(as(alice), true, nil, labels.MustNewMatcher(labels.MatchEqual, model.MetricNameLabel, "a"))
+			require.True(t, set.Next())
+			n := 0
+			for it := set.At().Iterator(nil); it.Next(); {
+				n += it.At().Chunk.NumSamples()
+			}
+			require.InDelta(t, left(2*day), n, 1)
+			require.False(t, set.Next())
+			require.NoError(t, set.Err())
+		})
+	}
+}
+
 // noIngester is an edge without ingesters and queriers that answer.
 type noIngester struct{}
 

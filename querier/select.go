@@ -156,7 +156,7 @@ func (s *session[R]) holders(ctx context.Context, ask request, edge func() (R, c
 		return found, err
 	}
 	found.view = s.mu.view
-	found.recent = s.mask(recent, s.mu.view.deletions.Recent())
+	found.recent = s.mask(recent, s.mu.view.recent(ask.mint))
 	found.blocks = slices.DeleteFunc(s.mu.view.overlapping(ask.mint, ask.maxt), func(b blockstore.Block) bool { return covered.has(&b.Meta) })
 	found.blocks = partialOf(ctx).without(found.blocks, &found.notes)
 	return found, nil
