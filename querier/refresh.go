@@ -39,6 +39,12 @@ const (
 	// failure verifyPause.
 	verifyTick  = 5 * time.Second
 	verifyPause = 30 * time.Second
+	// lookTimeout bounds each look at the bucket that others wait for, as for the tenants
+	// that there are: 10,000 take a second. listTimeout bounds a listing of one tenant's
+	// blocks and reading what is new of them; what was read stays known if it takes longer. A
+	// request that is never answered must not be the last one.
+	lookTimeout = time.Minute
+	listTimeout = 5 * time.Minute
 	// listPatience is how long a query waits for a listing that it cannot do without.
 	listPatience = 15 * time.Second
 	// noticed bounds the upload notices that wait to be looked into. Those beyond are
@@ -254,11 +260,11 @@ func (v *views) refresh(ctx context.Context) error {
 		return v.failed(err)
 	}
 	begun := time.Now()
-	ids, err := v.store.Tenants(ctx)
+	ids, err := within(ctx, lookTimeout, v.store.Tenants)
 	if err != nil {
 		return v.failed(err)
 	}
-	indexes, err := v.store.Indexes(ctx)
+	indexes, err := within(ctx, lookTimeout, v.store.Indexes)
 	if err != nil {
 		return v.failed(err)
 	}
@@ -277,6 +283,17 @@ func (v *views) refresh(ctx context.Context) error {
 	v.publish()
 	v.showFaults()
 	return v.failed(err)
+}
+
+// within looks at the bucket for so long at most.
+func within[T any](ctx context.Context, limit time.Duration, look func(context.Context) (T, error)) (T, error) {
+	bounded, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	found, err := look(bounded)
+	if err != nil && bounded.Err() != nil && ctx.Err() == nil {
+		err = fmt.Errorf("the bucket has not answered for %s: %w", limit, err)
+	}
+	return found, err
 }
 
 // forEach does something for tenants, so many at once, and joins what goes wrong.
@@ -387,7 +404,7 @@ func (v *views) learn(ctx context.Context, id tenant.ID, blocks []ulid.ULID) err
 			continue
 		}
 		group.Go(func() error {
-			b, err := v.store.Block(groupCtx, id, block)
+			b, err := within(groupCtx, lookTimeout, func(ctx context.Context) (blockstore.Block, error) { return v.store.Block(ctx, id, block) })
 			if errors.Is(err, blockstore.ErrBlockNotFound) {
 				return nil
 			}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/oklog/ulid/v2"
+
 	"github.com/hundredfold/hundredfold/internal/blockstore"
 	"github.com/hundredfold/hundredfold/internal/tenant"
 )
@@ -62,7 +64,11 @@ func (v *views) readIndex(ctx context.Context, id tenant.ID, s *source, modified
 		s.settle(faultMissing, errors.New("there is no block index"))
 		return
 	case s.sighting.Changed(modified, begun):
-		index, found, err := v.store.ReadIndex(ctx, id)
+		var there bool
+		index, err := within(ctx, lookTimeout, func(ctx context.Context) (index blockstore.Index, err error) {
+			index, there, err = v.store.ReadIndex(ctx, id)
+			return index, err
+		})
 		v.metrics.indexReads.Inc()
 		switch {
 		case errors.Is(err, blockstore.ErrCorruptIndex):
@@ -73,7 +79,7 @@ func (v *views) readIndex(ctx context.Context, id tenant.ID, s *source, modified
 		case err != nil:
 			s.settle(faultUnreadable, err)
 			return
-		case !found:
+		case !there:
 			s.settle(faultMissing, errors.New("there is no block index any more"))
 			return
 		}
@@ -126,7 +132,9 @@ func (s *source) settle(fault string, why error) {
 func (v *views) relist(ctx context.Context, id tenant.ID) error {
 	begun := time.Now()
 	v.metrics.listings.Inc()
-	blocks, err := v.store.Refresh(ctx, id, v.known(id).all)
+	blocks, err := within(ctx, listTimeout, func(ctx context.Context) (map[ulid.ULID]blockstore.Block, error) {
+		return v.store.Refresh(ctx, id, v.known(id).all)
+	})
 	if err != nil {
 		v.attempted(id, begun)
 		return fmt.Errorf("list blocks of tenant %q: %w", id, err)
