@@ -69,9 +69,7 @@ func NewLineage(blocks map[ulid.ULID]Block) *Lineage {
 	slices.SortFunc(order, ulid.ULID.Compare)
 	for _, id := range order {
 		block := blocks[id]
-		sources := slices.Clone(Sources(block.Meta))
-		slices.SortFunc(sources, ulid.ULID.Compare)
-		l.sources[id] = slices.Compact(sources)
+		l.sources[id] = sortedSources(block)
 		if block.NoCompact != nil || block.Hidden() {
 			continue
 		}
@@ -85,12 +83,23 @@ func NewLineage(blocks map[ulid.ULID]Block) *Lineage {
 // Covered tells whether the samples that a block has of the series of a shard are all in
 // other blocks, which go before it, and names the first of those.
 func (l *Lineage) Covered(id ulid.ULID, shard Shard) (by ulid.ULID, ok bool) {
+	return l.covered(l.blocks[id], l.sources[id], shard)
+}
+
+// covers tells whether the samples of a block, which need not be one of the lineage's, are
+// all in others that go before it.
+func (l *Lineage) covers(b Block) bool {
+	_, ok := l.covered(b, sortedSources(b), b.Shard())
+	return ok
+}
+
+func (l *Lineage) covered(b Block, sources []ulid.ULID, shard Shard) (by ulid.ULID, ok bool) {
 	var (
 		parts []Shard
 		first ulid.ULID
 	)
-	for _, other := range l.holders[l.sources[id][0]] {
-		if part := l.blocks[other].Shard(); other != id && part.Overlaps(shard) && l.precedes(other, id) {
+	for _, other := range l.holders[sources[0]] {
+		if part := l.blocks[other].Shard(); other != b.Meta.ULID && part.Overlaps(shard) && l.precedes(other, b, sources) {
 			if part.Contains(shard) {
 				return other, true
 			}
@@ -103,17 +112,23 @@ func (l *Lineage) Covered(id ulid.ULID, shard Shard) (by ulid.ULID, ok bool) {
 	return first, unionContains(parts, shard)
 }
 
-// precedes tells whether block a has all sources of b and goes before it.
-func (l *Lineage) precedes(a, b ulid.ULID) bool {
-	inA, inB := l.sources[a], l.sources[b]
-	if len(inA) < len(inB) || !isSubset(inB, inA) {
+// precedes tells whether block a has all of the sources of b and goes before it.
+func (l *Lineage) precedes(a ulid.ULID, b Block, sources []ulid.ULID) bool {
+	inA := l.sources[a]
+	if len(inA) < len(sources) || !isSubset(sources, inA) {
 		return false
 	}
-	blockA, blockB := l.blocks[a], l.blocks[b]
-	return len(inA) > len(inB) || blockB.NoCompact != nil || cmp.Or(
-		cmp.Compare(blockB.Meta.Compaction.Level, blockA.Meta.Compaction.Level),
-		a.Compare(b),
+	return len(inA) > len(sources) || b.NoCompact != nil || cmp.Or(
+		cmp.Compare(b.Meta.Compaction.Level, l.blocks[a].Meta.Compaction.Level),
+		a.Compare(b.Meta.ULID),
 	) < 0
+}
+
+// sortedSources returns the sources of a block in order, each once.
+func sortedSources(b Block) []ulid.ULID {
+	sources := slices.Clone(Sources(b.Meta))
+	slices.SortFunc(sources, ulid.ULID.Compare)
+	return slices.Compact(sources)
 }
 
 // isSubset tells whether all of a are in b; both are in order.

@@ -21,6 +21,7 @@ import (
 	"github.com/prometheus/prometheus/util/compression"
 
 	"github.com/hundredfold/hundredfold/internal/blockcheck"
+	"github.com/hundredfold/hundredfold/internal/blockstore"
 )
 
 // window is the length of the blocks that a head is cut into, as Prometheus does.
@@ -31,7 +32,7 @@ const headBlocks = "head-blocks"
 
 // head writes the head of a Prometheus as blocks and returns those that the target lacks.
 // A TSDB repairs and truncates what it opens, so it is given a copy.
-func (i *Importer) head(ctx context.Context, name string, present *presence, blocks []sourceBlock, result *Result) ([]job, error) {
+func (i *Importer) head(ctx context.Context, name string, present *blockstore.Holdings, blocks []sourceBlock, result *Result) ([]job, error) {
 	if name != "" || !i.isPrometheus() {
 		return nil, nil
 	}
@@ -70,7 +71,7 @@ func (i *Importer) head(ctx context.Context, name string, present *presence, blo
 		if err != nil {
 			return nil, err
 		}
-		if there, refusal := present.of(j.meta()); there || refusal != "" {
+		if there, refusal := present.Of(j.atTarget()); there || refusal != "" {
 			if refusal != "" {
 				result.Refused++
 				i.say("refuse the head from %s: %s", span(j.mint, j.maxt), refusal)

@@ -122,7 +122,7 @@ func (i *Importer) tenant(ctx context.Context, name string, blocks []sourceBlock
 			}
 		}
 	}
-	present, err := i.presence(ctx, id)
+	present, err := i.target.Holdings(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -159,7 +159,7 @@ func (i *Importer) tenant(ctx context.Context, name string, blocks []sourceBlock
 func (i *Importer) say(format string, args ...any) { _, _ = fmt.Fprintf(i.out, format+"\n", args...) }
 
 // plan decides what is done with each block of a tenant.
-func (i *Importer) plan(blocks []sourceBlock, present *presence, result *Result) []job {
+func (i *Importer) plan(blocks []sourceBlock, present *blockstore.Holdings, result *Result) []job {
 	var chosen []sourceBlock
 	for _, b := range superseded(blocks) {
 		if b.skip != "" {
@@ -172,12 +172,12 @@ func (i *Importer) plan(blocks []sourceBlock, present *presence, result *Result)
 	var jobs []job
 	plain, replicated := i.separate(chosen)
 	for _, b := range plain {
-		if i.wanted(present, b.dir, b.meta, result) {
+		if i.wanted(present, b.dir, b.atTarget(), result) {
 			jobs = append(jobs, job{verb: "copy", blocks: []sourceBlock{b}})
 		}
 	}
 	for _, j := range i.days(replicated) {
-		if i.wanted(present, j.ulid.String(), j.meta(), result) {
+		if i.wanted(present, j.ulid.String(), j.atTarget(), result) {
 			jobs = append(jobs, j)
 		}
 	}
@@ -185,6 +185,19 @@ func (i *Importer) plan(blocks []sourceBlock, present *presence, result *Result)
 		i.say("%d blocks are there already", result.Present)
 	}
 	return jobs
+}
+
+// wanted tells whether a block is to be brought to the target; otherwise that was noted.
+func (i *Importer) wanted(present *blockstore.Holdings, name string, b blockstore.Block, result *Result) bool {
+	there, refusal := present.Of(b)
+	switch {
+	case refusal != "":
+		result.Refused++
+		i.say("refuse %s: %s", name, refusal)
+	case there:
+		result.Present++
+	}
+	return !there && refusal == ""
 }
 
 // superseded notes which blocks have all their samples in another one of the source. Those
@@ -224,9 +237,9 @@ type job struct {
 	dir string
 }
 
-// meta names a block that is made of others.
-func (j job) meta() tsdb.BlockMeta {
-	return tsdb.BlockMeta{ULID: j.ulid, MinTime: j.mint, MaxTime: j.maxt}
+// atTarget returns what the target will know of a block that is made of others.
+func (j job) atTarget() blockstore.Block {
+	return blockstore.Block{Meta: tsdb.BlockMeta{ULID: j.ulid, MinTime: j.mint, MaxTime: j.maxt}}
 }
 
 func (j job) bytes() int64 {
@@ -342,13 +355,22 @@ func (b sourceBlock) metaFor(external map[string]string) ([]byte, error) {
 	if b.shard == "" {
 		return blockstore.AddExtension(b.text, extension)
 	}
-	// Shards that Mimir or Cortex made have the same sources, and none of them has the
-	// samples of another.
-	meta := b.meta
-	meta.Compaction.Sources = []ulid.ULID{meta.ULID}
-	meta.Compaction.Parents = nil
-	extension.Sources = nil
-	return blockstore.EncodeMeta(meta, extension)
+	lone := b.atTarget()
+	extension.Sources = lone.Extension.Sources
+	return blockstore.EncodeMeta(lone.Meta, extension)
+}
+
+// atTarget returns what the target will know of a block that is imported as it is.
+func (b sourceBlock) atTarget() blockstore.Block {
+	at := blockstore.Block{Meta: b.meta, Extension: b.extension}
+	if b.shard != "" {
+		// Shards that Mimir or Cortex made have the same sources, and none of them has the
+		// samples of another.
+		at.Meta.Compaction.Sources = []ulid.ULID{b.meta.ULID}
+		at.Meta.Compaction.Parents = nil
+		at.Extension.Sources = nil
+	}
+	return at
 }
 
 // openLocal opens a block in a directory.
