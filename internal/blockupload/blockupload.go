@@ -119,6 +119,8 @@ func (u *Uploads) validate(ctx context.Context, j job) {
 	case ctx.Err() != nil:
 		// The note is for a client that asks another process, or after the restart.
 		err = errors.New("the process ended meanwhile: finish the upload again")
+	case errors.Is(err, errRefused):
+		u.logger.Info("A block that a client uploaded stays invisible", "tenant", j.tenant, "block", j.block, "err", err)
 	case errors.Is(err, blockcheck.ErrDamaged):
 		u.logger.Info("A block that a client uploaded is damaged, and stays invisible", "tenant", j.tenant, "block", j.block, "err", err)
 	default:
@@ -156,10 +158,34 @@ func (u *Uploads) publish(ctx context.Context, j job) (err error) {
 	if err != nil {
 		return err
 	}
+	// One that is there already is completed as it is.
+	if err := u.missing(ctx, j, plan); err != nil && !errors.Is(err, errIsThere) {
+		return err
+	}
 	if err := remoteblock.WriteSidecar(ctx, u.store, j.tenant, dir); err != nil {
 		u.logger.Warn("An uploaded block becomes visible without its sidecar; a compactor adds it", "tenant", j.tenant, "block", j.block, "err", err)
 	}
 	return u.store.PublishStaged(ctx, j.tenant, dir, text)
+}
+
+// missing returns nil if the tenant lacks the block and may have it. Otherwise the error
+// wraps errIsThere, errRefused if the block would be deleted with what is there, or is one of
+// the bucket. plan is the meta.json that the block is to have, nil if that is not known yet.
+func (u *Uploads) missing(ctx context.Context, j job, plan *tsdb.BlockMeta) error {
+	if plan == nil {
+		plan = &tsdb.BlockMeta{ULID: j.block}
+	}
+	has, err := u.store.Holdings(ctx, j.tenant)
+	if err != nil {
+		return err
+	}
+	switch there, refusal := has.Of(blockstore.Block{Meta: *plan}); {
+	case refusal != "":
+		return fmt.Errorf("%w: %s", errRefused, refusal)
+	case there:
+		return errIsThere
+	}
+	return nil
 }
 
 // note writes the state of an upload.

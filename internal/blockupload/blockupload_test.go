@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/oklog/ulid/v2"
+	"github.com/prometheus/prometheus/tsdb"
 	"github.com/stretchr/testify/require"
 
 	"github.com/hundredfold/hundredfold/internal/blockstore"
@@ -230,4 +231,97 @@ func TestAnInterruptedValidationIsToBeFinishedAgain(t *testing.T) {
 	b.validateOne()
 	result, _ = b.check(name)
 	require.Equal(t, "complete", result)
+}
+
+// uploaded uploads a new block in full.
+func (b *bed) uploaded() (dir, name string, meta []byte) {
+	b.t.Helper()
+	dir, name, meta = newBlock(b.t)
+	b.finish(dir, name, meta)
+	result, fault := b.check(name)
+	require.Equal(b.t, "complete", result, fault)
+	return dir, name, meta
+}
+
+func (b *bed) finish(dir, name string, meta []byte) {
+	b.t.Helper()
+	b.mustAsk("POST", Prefix+name+"/start", meta)
+	b.upload(dir)
+	b.mustAsk("POST", Prefix+name+"/finish", nil)
+	b.validateOne()
+}
+
+func TestABlockThatIsBeingDeletedIsNeitherCompleteNorTakenUntilItIsGone(t *testing.T) {
+	mark := func(reason blockstore.DeletionReason) func(*bed, ulid.ULID) {
+		return func(b *bed, block ulid.ULID) {
+			require.NoError(t, b.store.MarkForDeletion(t.Context(), acme, block, blockstore.DeletionMark{Time: time.Now(), Reason: reason}))
+		}
+	}
+	for name, doom := range map[string]func(*bed, ulid.ULID){
+		"quota": mark(blockstore.DeletionQuota), "retention": mark(blockstore.DeletionRetention), "tenant": mark(blockstore.DeletionTenant), "empty": mark(blockstore.DeletionEmpty),
+		"half deleted": func(b *bed, block ulid.ULID) {
+			mark(blockstore.DeletionQuota)(b, block)
+			require.NoError(t, os.Remove(filepath.Join(b.root, string(acme), block.String(), "meta.json")))
+			for _, file := range []string{planFile, stateFile} {
+				require.NoError(t, os.Remove(filepath.Join(b.root, string(acme), block.String(), file)))
+			}
+		},
+		"a deletion of the tenant": func(b *bed, block ulid.ULID) {
+			d := blockstore.Deletion{ID: ulid.Make(), WholeTenant: true, MaxMs: 100 * hour, Accepted: time.Now(), Blocks: []ulid.ULID{block}}
+			require.NoError(t, b.store.PutDeletion(t.Context(), acme, d))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBed(t)
+			dir, block, meta := b.uploaded()
+			doom(b, ulid.MustParse(block))
+			result, fault := b.check(block)
+			require.Equal(t, "failed", result)
+			require.Contains(t, fault, "bring it")
+			code, text := b.ask("POST", Prefix+block+"/start", meta)
+			require.Equal(t, http.StatusConflict, code)
+			require.Contains(t, text, "bring it")
+
+			// Once it is gone it is taken.
+			require.NoError(t, b.store.Delete(t.Context(), acme, ulid.MustParse(block)))
+			require.NoError(t, os.RemoveAll(filepath.Join(b.root, "~deletions")))
+			b.finish(dir, block, meta)
+			require.Contains(t, b.blocks(), ulid.MustParse(block))
+			require.Nil(t, b.blocks()[ulid.MustParse(block)].Deletion)
+		})
+	}
+}
+
+func TestAnUploadThatADeletionOvertookFails(t *testing.T) {
+	b := newBed(t)
+	dir, name, meta := newBlock(t)
+	b.mustAsk("POST", Prefix+name+"/start", meta)
+	b.upload(dir)
+	b.mustAsk("POST", Prefix+name+"/finish", nil)
+	d := blockstore.Deletion{ID: ulid.Make(), WholeTenant: true, MaxMs: 100 * hour, Accepted: time.Now()} // its blocks are not listed yet
+	require.NoError(t, b.store.PutDeletion(t.Context(), acme, d))
+	b.validateOne()
+	result, fault := b.check(name)
+	require.Equal(t, "failed", result)
+	require.Contains(t, fault, d.ID.String())
+	require.Empty(t, b.blocks())
+}
+
+func TestABlockThatWasCompactedIntoAnotherIsComplete(t *testing.T) {
+	b := newBed(t)
+	_, name, meta := b.uploaded()
+	other := blocktest.Write(t, t.TempDir(), 0, 2*hour, blocktest.Floats("a", 0, 2*hour, 15000))
+	text, err := blockstore.EncodeMeta(tsdb.BlockMeta{
+		ULID: ulid.MustParse(filepath.Base(other)), MaxTime: 2 * hour, Compaction: tsdb.BlockMetaCompaction{Level: 2, Sources: []ulid.ULID{ulid.MustParse(name)}},
+	}, blockstore.Extension{})
+	require.NoError(t, err)
+	require.NoError(t, b.store.UploadAs(t.Context(), acme, other, text))
+	require.NoError(t, b.store.MarkForDeletion(t.Context(), acme, ulid.MustParse(name), blockstore.DeletionMark{Time: time.Now(), Reason: blockstore.DeletionCompacted}))
+	for range 2 {
+		result, fault := b.check(name)
+		require.Equal(t, "complete", result, fault)
+		code, _ := b.ask("POST", Prefix+name+"/start", meta)
+		require.Equal(t, http.StatusConflict, code)
+		require.NoError(t, b.store.Delete(t.Context(), acme, ulid.MustParse(name)))
+	}
 }

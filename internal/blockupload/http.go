@@ -1,6 +1,7 @@
 package blockupload
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -27,7 +28,8 @@ const (
 var (
 	errOff        = errors.New("the admin API is off, so no blocks are taken: set admin_api: {enabled: true} in the configuration of all processes and restart them")
 	errNotStarted = errors.New("no upload of this block was started, or it was given up and cleaned away: begin with start")
-	errIsWhole    = errors.New("the block is there already")
+	errIsThere    = errors.New("the block is there already, or one that was made of it")
+	errRefused    = errors.New("the block cannot be taken now")
 	errValidating = errors.New("the block is being validated; ask check until it is complete or failed")
 	errNoLength   = errors.New("the request has no Content-Length")
 )
@@ -56,18 +58,23 @@ func jobOf(w http.ResponseWriter, r *http.Request) (job, bool) {
 	return job{id, block}, true
 }
 
-// open tells whether an upload may go on; otherwise the request was answered.
+// open tells whether an upload may go on; otherwise the request was answered. What the
+// tenant has else is looked at when an upload begins, and again before the block becomes
+// visible.
 func (u *Uploads) open(w http.ResponseWriter, r *http.Request, j job, mustBeStarted bool) bool {
 	whole, err := u.store.IsWhole(r.Context(), j.tenant, j.block)
 	var s state
 	if err == nil && !whole {
 		s, err = u.stateOf(r.Context(), j)
 	}
+	if err == nil && (whole || !mustBeStarted) {
+		err = u.missing(r.Context(), j, nil)
+	}
 	switch {
+	case errors.Is(err, errIsThere), errors.Is(err, errRefused):
+		http.Error(w, err.Error(), http.StatusConflict)
 	case err != nil:
 		u.fail(w, j, err)
-	case whole:
-		http.Error(w, errIsWhole.Error(), http.StatusConflict)
 	case s.State == stateValidating:
 		http.Error(w, errValidating.Error(), http.StatusConflict)
 	case s.State == "" && mustBeStarted:
@@ -154,32 +161,51 @@ func (u *Uploads) finish(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// check answers with the state, as Mimir does.
+// check answers with the state, as Mimir does. A block that is there is complete only if
+// it is to stay.
 func (u *Uploads) check(w http.ResponseWriter, r *http.Request) {
 	j, ok := jobOf(w, r)
 	if !ok {
 		return
 	}
-	answer := struct {
-		Result string `json:"result"`
-		Error  string `json:"error,omitempty"`
-	}{Result: stateComplete}
-	whole, err := u.store.IsWhole(r.Context(), j.tenant, j.block)
-	if err == nil && !whole {
-		var s state
-		s, err = u.stateOf(r.Context(), j)
-		answer.Result, answer.Error = s.State, s.Error
-	}
+	answer, err := u.answer(r.Context(), j)
 	switch {
+	case errors.Is(err, errNotStarted):
+		http.Error(w, err.Error(), http.StatusNotFound)
+		return
 	case err != nil:
 		u.fail(w, j, err)
-		return
-	case answer.Result == "":
-		http.Error(w, errNotStarted.Error(), http.StatusNotFound)
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
 	if err := json.NewEncoder(w).Encode(answer); err != nil {
 		u.logger.Debug("An answer was not written", "err", err)
 	}
+}
+
+// checked is the answer of check.
+type checked struct {
+	Result string `json:"result"`
+	Error  string `json:"error,omitempty"`
+}
+
+func (u *Uploads) answer(ctx context.Context, j job) (checked, error) {
+	whole, err := u.store.IsWhole(ctx, j.tenant, j.block)
+	if err != nil {
+		return checked{}, err
+	}
+	if !whole {
+		if s, err := u.stateOf(ctx, j); err != nil || s.State != "" {
+			return checked{s.State, s.Error}, err
+		}
+	}
+	switch err := u.missing(ctx, j, nil); {
+	case errors.Is(err, errIsThere):
+		return checked{Result: stateComplete}, nil
+	case errors.Is(err, errRefused):
+		return checked{stateFailed, err.Error()}, nil
+	case err != nil:
+		return checked{}, err
+	}
+	return checked{}, errNotStarted
 }
