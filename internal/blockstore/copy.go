@@ -1,9 +1,7 @@
 package blockstore
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -272,9 +270,5 @@ func (c *copying) markNoCompact(ctx context.Context, id tenant.ID, block ulid.UL
 	case err != nil || !found:
 		return err
 	}
-	text, err := json.Marshal(mark)
-	if err != nil {
-		return err
-	}
-	return c.store.bucket.Upload(ctx, blockKey(id, block, noCompactMarkFile), bytes.NewReader(text))
+	return c.store.PreMarkNoCompact(ctx, id, block, mark)
 }

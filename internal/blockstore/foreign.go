@@ -3,6 +3,7 @@ package blockstore
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/thanos-io/objstore"
 
@@ -60,6 +62,27 @@ func (f *Foreign) Folders(ctx context.Context, dir string) ([]string, error) {
 // Read reads a small file, of at most 16 MiB; found is false if there is none.
 func (f *Foreign) Read(ctx context.Context, name string) (content []byte, found bool, err error) {
 	return (&Store{bucket: f.bucket}).readSmall(ctx, name)
+}
+
+// NoCompact reads the mark against compaction of the block in the folder dir, as we, Thanos,
+// Cortex and Mimir write it; nil: there is none. One that cannot be understood is one.
+func (f *Foreign) NoCompact(ctx context.Context, dir string) (*NoCompactMark, error) {
+	text, found, err := f.Read(ctx, dir+objstore.DirDelim+noCompactMarkFile)
+	if err != nil || !found {
+		return nil, err
+	}
+	var mark struct {
+		NoCompactMark
+		Seconds int64 `json:"no_compact_time"` // theirs
+	}
+	if err := json.Unmarshal(text, &mark); err != nil {
+		return &NoCompactMark{Version: markVersion, Reason: NoCompactUnreadableMark, Details: err.Error()}, nil
+	}
+	if mark.Time.IsZero() && mark.Seconds > 0 {
+		mark.Time = time.Unix(mark.Seconds, 0).UTC()
+	}
+	mark.Version = markVersion
+	return &mark.NoCompactMark, nil
 }
 
 // Block lists the files of the block in the folder dir.

@@ -92,6 +92,20 @@ func (s *Store) MarkNoCompact(ctx context.Context, id tenant.ID, block ulid.ULID
 	return nil
 }
 
+// PreMarkNoCompact puts a mark on a block that is brought to the bucket next, so that no
+// compactor takes the block as soon as it can be seen.
+func (s *Store) PreMarkNoCompact(ctx context.Context, id tenant.ID, block ulid.ULID, mark NoCompactMark) error {
+	mark.Version = markVersion
+	text, err := json.Marshal(mark)
+	if err == nil {
+		err = s.bucket.Upload(ctx, blockKey(id, block, noCompactMarkFile), bytes.NewReader(text))
+	}
+	if err != nil {
+		return fmt.Errorf("mark block %s of tenant %s as not to be compacted: %w", block, id, err)
+	}
+	return nil
+}
+
 // UnmarkForDeletion takes the deletion mark off a block, if it has one.
 func (s *Store) UnmarkForDeletion(ctx context.Context, id tenant.ID, block ulid.ULID) error {
 	if err := s.remove(ctx, blockKey(id, block, deletionMarkFile)); err != nil {

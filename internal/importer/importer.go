@@ -211,7 +211,7 @@ func superseded(blocks []sourceBlock) []sourceBlock {
 		if groups[b.group] == nil {
 			groups[b.group] = make(map[ulid.ULID]blockstore.Block)
 		}
-		groups[b.group][b.meta.ULID] = blockstore.Block{Meta: b.meta, Extension: b.extension}
+		groups[b.group][b.meta.ULID] = blockstore.Block{Meta: b.meta, Extension: b.extension, NoCompact: b.noCompact}
 	}
 	for _, group := range groups {
 		covered := blockstore.Superseded(group)
@@ -256,7 +256,11 @@ func (j job) describe() string {
 	}
 	if len(j.blocks) == 1 && j.ulid == (ulid.ULID{}) {
 		b := j.blocks[0]
-		return fmt.Sprintf("%s (%s, %d bytes)", b.dir, span(b.meta.MinTime, b.meta.MaxTime), b.size())
+		text := fmt.Sprintf("%s (%s, %d bytes)", b.dir, span(b.meta.MinTime, b.meta.MaxTime), b.size())
+		if b.noCompact != nil {
+			text += fmt.Sprintf(", with its mark against compaction (%s)", b.noCompact.Reason)
+		}
+		return text
 	}
 	names := make([]string, len(j.blocks))
 	for k, b := range j.blocks {
@@ -287,6 +291,9 @@ func (i *Importer) carryOut(ctx context.Context, id tenant.ID, j job, p *progres
 		return err
 	}
 	meta, err := b.metaFor(i.external(b.labels))
+	if err == nil && b.noCompact != nil {
+		err = i.target.PreMarkNoCompact(ctx, id, b.meta.ULID, *b.noCompact)
+	}
 	if err != nil {
 		return err
 	}
@@ -362,7 +369,7 @@ func (b sourceBlock) metaFor(external map[string]string) ([]byte, error) {
 
 // atTarget returns what the target will know of a block that is imported as it is.
 func (b sourceBlock) atTarget() blockstore.Block {
-	at := blockstore.Block{Meta: b.meta, Extension: b.extension}
+	at := blockstore.Block{Meta: b.meta, Extension: b.extension, NoCompact: b.noCompact}
 	if b.shard != "" {
 		// Shards that Mimir or Cortex made have the same sources, and none of them has the
 		// samples of another.

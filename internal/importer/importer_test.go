@@ -174,6 +174,39 @@ func TestLabelsOfThanosBecomeExternalLabelsAndWhatIsDownsampledOrMarkedStays(t *
 	require.True(t, blocks[idOf(raw)].HasSidecar, "so that its first query is quick")
 }
 
+func TestMarksAgainstCompactionComeAlong(t *testing.T) {
+	b := newBed(t)
+	for name, text := range map[string]string{
+		"thanos":      `{"id": "x", "version": 1, "details": "large", "no_compact_time": 1600000000, "reason": "index-size-exceeding"}`,
+		"hundredfold": `{"version": 1, "time": "2020-09-13T12:26:40Z", "reason": "index-size-exceeding", "details": "large"}`,
+		"neither":     `{`,
+	} {
+		dir := write(t, b.source, 0, 2*hour, "", blocktest.Floats("a", 0, 2*hour, step))
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "no-compact-mark.json"), []byte(text), 0o600))
+		_, out := b.run(t)
+		mark := b.blocks(t, tenant.Default)[idOf(dir)].NoCompact
+		require.NotNil(t, mark, name)
+		require.Contains(t, out, filepath.Base(dir))
+		require.Contains(t, out, "mark against compaction ("+string(mark.Reason)+")")
+		if name == "neither" {
+			require.Equal(t, blockstore.NoCompactUnreadableMark, mark.Reason)
+			continue
+		}
+		require.Equal(t, blockstore.NoCompactMark{Version: 1, Time: time.Unix(1600000000, 0).UTC(), Reason: "index-size-exceeding", Details: "large"}, *mark, name)
+	}
+}
+
+func TestABlockThatMustNotBeCompactedDoesNotStandForOthersOfTheSource(t *testing.T) {
+	b := newBed(t)
+	whole := write(t, b.source, 0, 2*hour, "", blocktest.Floats("a", 0, 2*hour, step))
+	keys := fmt.Sprintf(`{"compaction": {"level": 2, "sources": [%q]}}`, filepath.Base(whole))
+	damaged := write(t, b.source, 0, 2*hour, keys, blocktest.Floats("b", 0, 2*hour, step))
+	require.NoError(t, os.WriteFile(filepath.Join(damaged, "no-compact-mark.json"), []byte(`{"version": 1, "reason": "damaged"}`), 0o600))
+	result, out := b.run(t)
+	require.Equal(t, 1, result.Imported, out)
+	require.Contains(t, b.blocks(t, tenant.Default), idOf(whole), "the damaged one may lack samples of it")
+}
+
 func TestTenantsOfMimirKeepTheirNamesAndShardsAreAllImported(t *testing.T) {
 	b := newBed(t)
 	source := ulid.Make()

@@ -37,6 +37,8 @@ type sourceBlock struct {
 	shard string
 	// group is the same for blocks that may be made of each other.
 	group string
+	// noCompact is its mark against compaction; nil: there is none.
+	noCompact *blockstore.NoCompactMark
 	// skip says why the block is not imported; "": it is.
 	skip string
 }
@@ -176,9 +178,13 @@ func (i *Importer) lookAt(ctx context.Context, dir string, id ulid.ULID) (source
 	case marked:
 		b.skip = "it is marked for deletion"
 	}
-	if b.skip == "" {
-		b.files, err = i.source.Block(ctx, dir)
+	if b.skip != "" {
+		return b, nil
 	}
+	if b.noCompact, err = i.source.NoCompact(ctx, dir); err != nil {
+		return b, err
+	}
+	b.files, err = i.source.Block(ctx, dir)
 	return b, err
 }
 
