@@ -142,6 +142,14 @@ func parseConfig(name string, text []byte) (config, error) {
 	return c, nil
 }
 
+// limitsOf returns the limits of a tenant.
+func (c *config) limitsOf(id tenant.ID) tenant.Limits {
+	if own, ok := c.Tenants[id]; ok {
+		return own
+	}
+	return c.Limits
+}
+
 func tenantNodes(root *yaml.Node) map[tenant.ID]*yaml.Node {
 	var sections map[string]yaml.Node
 	var only struct {

@@ -21,13 +21,7 @@ import (
 type limits struct{ current atomic.Pointer[config] }
 
 // of is a tenant.LimitsFunc.
-func (l *limits) of(id tenant.ID) tenant.Limits {
-	c := l.current.Load()
-	if own, ok := c.Tenants[id]; ok {
-		return own
-	}
-	return c.Limits
-}
+func (l *limits) of(id tenant.ID) tenant.Limits { return l.current.Load().limitsOf(id) }
 
 // reloader brings changes of the file into force without a restart: those of
 // limits and tenants; of other changes it says that they need one. Safe for

@@ -6,12 +6,11 @@ import (
 	"path/filepath"
 
 	"github.com/hundredfold/hundredfold/internal/blockstore"
+	"github.com/hundredfold/hundredfold/internal/subcommand"
 )
 
-// openBucket opens the bucket that a configuration file, "" for none, and a data
-// directory, "" for that of the file, stand for: for subcommands, beside a process that
-// may run. It also returns the data directory.
-func openBucket(configFile, dataDir string) (*blockstore.Store, string, error) {
+// openBucket is a subcommand.OpenBucket, beside a process that may run.
+func openBucket(configFile, dataDir string) (subcommand.Bucket, error) {
 	var args []string
 	if configFile != "" {
 		args = append(args, "--config.file="+configFile)
@@ -21,19 +20,19 @@ func openBucket(configFile, dataDir string) (*blockstore.Store, string, error) {
 	}
 	opts, err := parseFlags(args)
 	if err != nil {
-		return nil, "", err
+		return subcommand.Bucket{}, err
 	}
 	cfg, err := opts.load()
 	if err != nil {
-		return nil, "", err
+		return subcommand.Bucket{}, err
 	}
 	dir, err := filepath.Abs(cfg.DataDir)
 	if err != nil {
-		return nil, "", err
+		return subcommand.Bucket{}, err
 	}
 	store, err := blockstore.Open(cfg.Bucket, slog.New(slog.DiscardHandler), nil)
 	if err != nil {
-		return nil, "", fmt.Errorf("open the bucket: %w", err)
+		return subcommand.Bucket{}, fmt.Errorf("open the bucket: %w", err)
 	}
-	return store, dir, nil
+	return subcommand.Bucket{Store: store, DataDir: dir, Limits: cfg.limitsOf}, nil
 }

@@ -8,12 +8,11 @@ import (
 	"io"
 	"math"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/prometheus/prometheus/promql/parser"
 
-	"github.com/hundredfold/hundredfold/internal/blockstore"
+	"github.com/hundredfold/hundredfold/internal/subcommand"
 	"github.com/hundredfold/hundredfold/internal/tenant"
 )
 
@@ -33,41 +32,22 @@ The same command again goes on where it broke off.
 Flags:
 `
 
-// Exit codes.
-const (
-	exitOK     = 0
-	exitFailed = 1 // stderr says why
-	exitUsage  = 2
-)
-
-// OpenBucket opens the bucket that a configuration file, "" for none, and a data
-// directory, "" for that of the file, stand for.
-type OpenBucket func(configFile, dataDir string) (store *blockstore.Store, directory string, err error)
-
-// Main runs `hundredfold export` with args and returns the exit code.
-func Main(ctx context.Context, args []string, stdout, stderr io.Writer, open OpenBucket) int {
-	cfg, configFile, dataDir, err := parse(args, stderr)
-	switch {
-	case errors.Is(err, flag.ErrHelp):
-		return exitOK
-	case err != nil:
-		_, _ = fmt.Fprintf(stderr, "hundredfold export: %s\nSee hundredfold export --help.\n", err)
-		return exitUsage
-	}
-	if err := execute(ctx, cfg, configFile, dataDir, stdout, open); err != nil {
-		_, _ = fmt.Fprintf(stderr, "hundredfold export: %s\n", err)
-		return exitFailed
-	}
-	return exitOK
+// options are what the flags say.
+type options struct {
+	Config
+	tenant, from, to, encoding string
+	match                      subcommand.List
 }
 
-func execute(ctx context.Context, cfg Config, configFile, dataDir string, stdout io.Writer, open OpenBucket) (err error) {
-	store, _, err := open(configFile, dataDir)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, store.Close()) }()
-	result, err := Run(ctx, cfg, store, stdout)
+// Main runs `hundredfold export` with args and returns the exit code.
+func Main(ctx context.Context, args []string, stdout, stderr io.Writer, open subcommand.OpenBucket) int {
+	var o options
+	command := subcommand.Command{Name: "export", Usage: usage, Flags: o.flags, Complete: o.complete, Run: o.run}
+	return command.Main(ctx, args, stdout, stderr, open)
+}
+
+func (o *options) run(ctx context.Context, bucket subcommand.Bucket, stdout, _ io.Writer) error {
+	result, err := Run(ctx, o.Config, bucket.Store, stdout)
 	if err != nil {
 		return err
 	}
@@ -76,58 +56,45 @@ func execute(ctx context.Context, cfg Config, configFile, dataDir string, stdout
 	return err
 }
 
-func parse(args []string, stderr io.Writer) (cfg Config, configFile, dataDir string, err error) {
-	var from, to, encoding, id string
-	var match list
-	flags := flag.NewFlagSet("hundredfold export", flag.ContinueOnError)
-	flags.SetOutput(io.Discard)
-	flags.StringVar(&id, "tenant", string(tenant.Default), "the `TENANT`")
-	flags.StringVar(&from, "from", "", "first `TIME`, as RFC 3339 or Unix seconds (default: all there is)")
-	flags.StringVar(&to, "to", "", "`TIME` before which samples are, as RFC 3339 or Unix seconds (default: all there is)")
-	flags.Var(&match, "match", "`SELECTOR` of series, such as up{job=\"x\"}; may be repeated (default: all series)")
-	flags.StringVar(&cfg.Output, "output", "", "`DIRECTORY` that gets the blocks")
-	flags.StringVar(&encoding, "encoding", "any", "`any|xor`: as in the bucket, which Prometheus 3.14 and later read, or what older ones read")
-	flags.DurationVar(&cfg.BlockLength, "block-length", 24*time.Hour, "range of a block, 2h to 24h")
-	flags.StringVar(&configFile, "config.file", "", "configuration `FILE` of the store")
-	flags.StringVar(&dataDir, "data.dir", "", "its data `DIRECTORY`, if the file does not say it")
-	if err := flags.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			_, _ = io.WriteString(stderr, usage)
-			flags.SetOutput(stderr)
-			flags.PrintDefaults()
-		}
-		return cfg, "", "", err
-	}
+func (o *options) flags(set *flag.FlagSet) {
+	set.StringVar(&o.tenant, "tenant", string(tenant.Default), "the `TENANT`")
+	set.StringVar(&o.from, "from", "", "first `TIME`, as RFC 3339 or Unix seconds (default: all there is)")
+	set.StringVar(&o.to, "to", "", "`TIME` before which samples are, as RFC 3339 or Unix seconds (default: all there is)")
+	set.Var(&o.match, "match", "`SELECTOR` of series, such as up{job=\"x\"}; may be repeated (default: all series)")
+	set.StringVar(&o.Output, "output", "", "`DIRECTORY` that gets the blocks")
+	set.StringVar(&o.encoding, "encoding", "any", "`any|xor`: as in the bucket, which Prometheus 3.14 and later read, or what older ones read")
+	set.DurationVar(&o.BlockLength, "block-length", 24*time.Hour, "range of a block, 2h to 24h")
+}
+
+// complete makes the Config of what the flags say.
+func (o *options) complete() error {
 	var errs []error
-	if flags.NArg() > 0 {
-		errs = append(errs, fmt.Errorf("unexpected argument %q: all options are flags", flags.Arg(0)))
-	}
-	if cfg.Output == "" {
+	if o.Output == "" {
 		errs = append(errs, errors.New("--output: name the directory that gets the blocks"))
 	}
-	if encoding != "any" && encoding != "xor" {
-		errs = append(errs, fmt.Errorf("--encoding: %q is neither any nor xor", encoding))
+	if o.encoding != "any" && o.encoding != "xor" {
+		errs = append(errs, fmt.Errorf("--encoding: %q is neither any nor xor", o.encoding))
 	}
-	cfg.Plain = encoding == "xor"
-	if cfg.BlockLength < 2*time.Hour || cfg.BlockLength > 24*time.Hour {
-		errs = append(errs, fmt.Errorf("--block-length: %s is not within 2h and 24h", cfg.BlockLength))
+	o.Plain = o.encoding == "xor"
+	if o.BlockLength < 2*time.Hour || o.BlockLength > 24*time.Hour {
+		errs = append(errs, fmt.Errorf("--block-length: %s is not within 2h and 24h", o.BlockLength))
 	}
 	var faults [3]error
-	cfg.Tenant, faults[0] = tenant.Parse(id)
-	cfg.Mint, faults[1] = parseTime("--from", from, math.MinInt64)
-	cfg.Maxt, faults[2] = parseTime("--to", to, math.MaxInt64)
+	o.Tenant, faults[0] = tenant.Parse(o.tenant)
+	o.Mint, faults[1] = parseTime("--from", o.from, math.MinInt64)
+	o.Maxt, faults[2] = parseTime("--to", o.to, math.MaxInt64)
 	errs = append(errs, faults[:]...)
-	for _, selector := range match {
+	for _, selector := range o.match {
 		matchers, err := parser.NewParser(parser.Options{}).ParseMetricSelector(selector)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("--match: %w", err))
 		}
-		cfg.Selectors = append(cfg.Selectors, matchers)
+		o.Selectors = append(o.Selectors, matchers)
 	}
-	if cfg.Mint >= cfg.Maxt {
+	if o.Mint >= o.Maxt {
 		errs = append(errs, errors.New("--from is not before --to"))
 	}
-	return cfg, configFile, dataDir, errors.Join(errs...)
+	return errors.Join(errs...)
 }
 
 // parseTime returns a time in ms.
@@ -143,16 +110,4 @@ func parseTime(name, s string, otherwise int64) (int64, error) {
 		return 0, fmt.Errorf("%s: %q is neither RFC 3339 nor Unix seconds", name, s)
 	}
 	return t.UnixMilli(), nil
-}
-
-// list is the value of a flag that may be repeated.
-type list []string
-
-// String implements flag.Value.
-func (l *list) String() string { return strings.Join(*l, ",") }
-
-// Set implements flag.Value.
-func (l *list) Set(value string) error {
-	*l = append(*l, value)
-	return nil
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/hundredfold/hundredfold/internal/blockcheck"
 	"github.com/hundredfold/hundredfold/internal/blockstore"
+	"github.com/hundredfold/hundredfold/internal/subcommand"
 	"github.com/hundredfold/hundredfold/internal/tenant"
 )
 
@@ -41,81 +42,39 @@ Tenant 42 of Mimir, as team-a:
 Flags:
 `
 
-// Exit codes.
-const (
-	exitOK     = 0
-	exitFailed = 1 // stderr says why, and stdout what is not there
-	exitUsage  = 2
-)
-
-// OpenTarget opens the bucket that a configuration file, "" for none, and a data directory,
-// "" for that of the file, stand for. dataDir is the directory that holds.
-type OpenTarget func(configFile, dataDir string) (target *blockstore.Store, directory string, err error)
-
 type options struct {
 	Config
-	from, configFile, dataDir, tenant, verify string
-	external, replicas                        list
+	from, tenant, verify string
+	external, replicas   subcommand.List
 }
 
-// Main runs `hundredfold import` with args and returns the exit code.
-func Main(ctx context.Context, args []string, stdout, stderr io.Writer, open OpenTarget) int {
-	o, err := parse(args, stderr)
-	switch {
-	case errors.Is(err, flag.ErrHelp):
-		return exitOK
-	case err != nil:
-		_, _ = fmt.Fprintf(stderr, "hundredfold import: %s\nSee hundredfold import --help.\n", err)
-		return exitUsage
-	}
-	if err := execute(ctx, o, stdout, stderr, open); err != nil {
-		_, _ = fmt.Fprintf(stderr, "hundredfold import: %s\n", err)
-		return exitFailed
-	}
-	return exitOK
+// Main runs `hundredfold import` with args and returns the exit code. open opens the bucket
+// that gets the blocks.
+func Main(ctx context.Context, args []string, stdout, stderr io.Writer, open subcommand.OpenBucket) int {
+	var o options
+	command := subcommand.Command{Name: "import", Usage: usage, Flags: o.flags, Complete: o.complete, Run: o.run}
+	return command.Main(ctx, args, stdout, stderr, open)
 }
 
-func execute(ctx context.Context, o options, stdout, stderr io.Writer, open OpenTarget) (err error) {
-	target, dataDir, err := open(o.configFile, o.dataDir)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, target.Close()) }()
+func (o *options) run(ctx context.Context, bucket subcommand.Bucket, stdout, stderr io.Writer) error {
 	if o.Scratch == "" {
-		o.Scratch = filepath.Join(dataDir, "import")
+		o.Scratch = filepath.Join(bucket.DataDir, "import")
 	}
-	result, err := Run(ctx, o.Config, target, stdout, slog.New(slog.NewTextHandler(stderr, nil)))
+	result, err := Run(ctx, o.Config, bucket.Store, stdout, slog.New(slog.NewTextHandler(stderr, nil)))
 	_, _ = fmt.Fprintf(stdout, "%d imported (%d bytes), %d there already, %d skipped, %d damaged, %d refused\n",
 		result.Imported, result.Bytes, result.Present, result.Skipped, result.Damaged, result.Refused)
 	return err
 }
 
-func parse(args []string, stderr io.Writer) (options, error) {
-	var o options
-	flags := flag.NewFlagSet("hundredfold import", flag.ContinueOnError)
-	flags.SetOutput(io.Discard)
-	flags.StringVar(&o.from, "from", "", "the source: a `DIRECTORY`, or a YAML file like the section bucket of the configuration")
-	flags.StringVar(&o.FromTenant, "from-tenant", "", "of a source with tenants, the `TENANT` to import; without it all are")
-	flags.StringVar(&o.tenant, "tenant", "", "the `TENANT` that gets the blocks; without it tenants of the source keep their names, and default gets what has no tenant")
-	flags.StringVar(&o.configFile, "config.file", "", "configuration `FILE` of the store that gets the blocks")
-	flags.StringVar(&o.dataDir, "data.dir", "", "its data `DIRECTORY`, if the file does not say it")
-	flags.Var(&o.external, "external-label", "`NAME=VALUE` of a label that all series get when they are read, unless they have it; may be repeated")
-	flags.Var(&o.replicas, "replica-label", "`NAME` of an external label that tells replicas of the same series apart; it is dropped; may be repeated")
-	flags.StringVar(&o.verify, "verify", "quick", "`quick|full`: check the index and the ends of the chunks, or decode every chunk")
-	flags.StringVar(&o.Scratch, "scratch", "", "`DIRECTORY` for what is written or fetched first (default: import in the data directory)")
-	flags.BoolVar(&o.PlanOnly, "plan", false, "say what would be done, and do nothing")
-	if err := flags.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			_, _ = io.WriteString(stderr, usage)
-			flags.SetOutput(stderr)
-			flags.PrintDefaults()
-		}
-		return o, err
-	}
-	if flags.NArg() > 0 {
-		return o, fmt.Errorf("unexpected argument %q: all options are flags", flags.Arg(0))
-	}
-	return o, o.complete()
+func (o *options) flags(set *flag.FlagSet) {
+	set.StringVar(&o.from, "from", "", "the source: a `DIRECTORY`, or a YAML file like the section bucket of the configuration")
+	set.StringVar(&o.FromTenant, "from-tenant", "", "of a source with tenants, the `TENANT` to import; without it all are")
+	set.StringVar(&o.tenant, "tenant", "", "the `TENANT` that gets the blocks; without it tenants of the source keep their names, and default gets what has no tenant")
+	set.Var(&o.external, "external-label", "`NAME=VALUE` of a label that all series get when they are read, unless they have it; may be repeated")
+	set.Var(&o.replicas, "replica-label", "`NAME` of an external label that tells replicas of the same series apart; it is dropped; may be repeated")
+	set.StringVar(&o.verify, "verify", "quick", "`quick|full`: check the index and the ends of the chunks, or decode every chunk")
+	set.StringVar(&o.Scratch, "scratch", "", "`DIRECTORY` for what is written or fetched first (default: import in the data directory)")
+	set.BoolVar(&o.PlanOnly, "plan", false, "say what would be done, and do nothing")
 }
 
 // complete makes the Config of what the flags say.
@@ -176,16 +135,4 @@ func parseFrom(from string) (blockstore.Config, error) {
 		return cfg, fmt.Errorf("%s is not like the section bucket of a configuration, such as {type: s3, s3: {endpoint: HOST, bucket: NAME}}: %w", from, err)
 	}
 	return cfg, cfg.Validate()
-}
-
-// list is the value of a flag that may be repeated.
-type list []string
-
-// String implements flag.Value.
-func (l *list) String() string { return strings.Join(*l, ",") }
-
-// Set implements flag.Value.
-func (l *list) Set(value string) error {
-	*l = append(*l, value)
-	return nil
 }

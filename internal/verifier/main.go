@@ -9,7 +9,7 @@ import (
 	"path/filepath"
 
 	"github.com/hundredfold/hundredfold/internal/blockcheck"
-	"github.com/hundredfold/hundredfold/internal/blockstore"
+	"github.com/hundredfold/hundredfold/internal/subcommand"
 	"github.com/hundredfold/hundredfold/internal/tenant"
 )
 
@@ -22,83 +22,54 @@ block index. Each fault is a line. Hundredfold may run meanwhile.
 Flags:
 `
 
-// Exit codes.
-const (
-	exitOK     = 0
-	exitFaulty = 1 // there are faults, or something could not be checked
-	exitUsage  = 2
-)
+// errFaults says that something is wrong in the bucket.
+var errFaults = errors.New("there are faults: the lines that begin with fault name them")
 
-// OpenBucket opens the bucket that a configuration file, "" for none, and a data
-// directory, "" for that of the file, stand for.
-type OpenBucket func(configFile, dataDir string) (store *blockstore.Store, directory string, err error)
+// options are what the flags say.
+type options struct {
+	Config
+	tenant string
+	quick  bool
+}
 
 // Main runs `hundredfold verify` with args and returns the exit code.
-func Main(ctx context.Context, args []string, stdout, stderr io.Writer, open OpenBucket) int {
-	cfg, configFile, dataDir, err := parse(args, stderr)
-	switch {
-	case errors.Is(err, flag.ErrHelp):
-		return exitOK
-	case err != nil:
-		_, _ = fmt.Fprintf(stderr, "hundredfold verify: %s\nSee hundredfold verify --help.\n", err)
-		return exitUsage
-	}
-	result, err := execute(ctx, cfg, configFile, dataDir, stdout, open)
-	if err != nil {
-		_, _ = fmt.Fprintf(stderr, "hundredfold verify: %s\n", err)
-		return exitFaulty
-	}
-	if result.Faults > 0 {
-		return exitFaulty
-	}
-	return exitOK
+func Main(ctx context.Context, args []string, stdout, stderr io.Writer, open subcommand.OpenBucket) int {
+	var o options
+	command := subcommand.Command{Name: "verify", Usage: usage, Flags: o.flags, Complete: o.complete, Run: o.run}
+	return command.Main(ctx, args, stdout, stderr, open)
 }
 
-func execute(ctx context.Context, cfg Config, configFile, dataDir string, stdout io.Writer, open OpenBucket) (result Result, err error) {
-	store, dir, err := open(configFile, dataDir)
-	if err != nil {
-		return Result{}, err
+func (o *options) run(ctx context.Context, bucket subcommand.Bucket, stdout, _ io.Writer) error {
+	if o.Scratch == "" {
+		o.Scratch = filepath.Join(bucket.DataDir, "verify")
 	}
-	defer func() { err = errors.Join(err, store.Close()) }()
-	if cfg.Scratch == "" {
-		cfg.Scratch = filepath.Join(dir, "verify")
-	}
-	result, err = Run(ctx, cfg, store, stdout)
+	result, err := Run(ctx, o.Config, bucket.Store, stdout)
 	_, _ = fmt.Fprintf(stdout, "%d tenants, %d blocks, %d samples, %d faults\n", result.Tenants, result.Blocks, result.Samples, result.Faults)
-	return result, err
+	if err == nil && result.Faults > 0 {
+		return errFaults
+	}
+	return err
 }
 
-func parse(args []string, stderr io.Writer) (cfg Config, configFile, dataDir string, err error) {
-	var id string
-	var quick bool
-	flags := flag.NewFlagSet("hundredfold verify", flag.ContinueOnError)
-	flags.SetOutput(io.Discard)
-	flags.StringVar(&id, "tenant", "", "`TENANT` to check (default: all)")
-	flags.BoolVar(&quick, "quick", false, "read the indexes and the ends of the chunks, and decode none but these")
-	flags.StringVar(&cfg.Scratch, "scratch", "", "`DIRECTORY` for copies of blocks of a remote bucket (default: verify in the data directory)")
-	flags.StringVar(&configFile, "config.file", "", "configuration `FILE` of the store")
-	flags.StringVar(&dataDir, "data.dir", "", "its data `DIRECTORY`, if the file does not say it")
-	if err := flags.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			_, _ = io.WriteString(stderr, usage)
-			flags.SetOutput(stderr)
-			flags.PrintDefaults()
-		}
-		return cfg, "", "", err
+func (o *options) flags(set *flag.FlagSet) {
+	set.StringVar(&o.tenant, "tenant", "", "`TENANT` to check (default: all)")
+	set.BoolVar(&o.quick, "quick", false, "read the indexes and the ends of the chunks, and decode none but these")
+	set.StringVar(&o.Scratch, "scratch", "", "`DIRECTORY` for copies of blocks of a remote bucket (default: verify in the data directory)")
+}
+
+// complete makes the Config of what the flags say.
+func (o *options) complete() error {
+	o.Depth = blockcheck.Full
+	if o.quick {
+		o.Depth = blockcheck.Quick
 	}
-	if flags.NArg() > 0 {
-		return cfg, "", "", fmt.Errorf("unexpected argument %q: all options are flags", flags.Arg(0))
+	if o.tenant == "" {
+		return nil
 	}
-	cfg.Depth = blockcheck.Full
-	if quick {
-		cfg.Depth = blockcheck.Quick
+	one, err := tenant.Parse(o.tenant)
+	if err != nil {
+		return fmt.Errorf("--tenant: %w", err)
 	}
-	if id != "" {
-		one, err := tenant.Parse(id)
-		if err != nil {
-			return cfg, "", "", fmt.Errorf("--tenant: %w", err)
-		}
-		cfg.Tenants = []tenant.ID{one}
-	}
-	return cfg, configFile, dataDir, nil
+	o.Tenants = []tenant.ID{one}
+	return nil
 }
