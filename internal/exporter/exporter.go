@@ -1,7 +1,8 @@
 // Package exporter writes what the bucket has of a tenant, for a time range and selectors,
 // as plain blocks that a stock Prometheus opens: without external labels, shards and
 // deletions beside them, because those are in the blocks; on request without encodings
-// that older ones do not know.
+// that older ones do not know. What queries hide, since it was deleted or is older than the
+// retention of its series, is left out.
 //
 // Memory does not depend on how much is exported, but for the symbols of what is selected.
 package exporter
@@ -31,6 +32,7 @@ import (
 	"github.com/hundredfold/hundredfold/internal/deletion"
 	"github.com/hundredfold/hundredfold/internal/externallabels"
 	"github.com/hundredfold/hundredfold/internal/mask"
+	"github.com/hundredfold/hundredfold/internal/retention"
 	"github.com/hundredfold/hundredfold/internal/samples"
 	"github.com/hundredfold/hundredfold/internal/tenant"
 )
@@ -50,6 +52,8 @@ type Config struct {
 	Output string
 	// BlockLength is the range of a block, from 2 h to 24 h.
 	BlockLength time.Duration
+	// Policy hides samples that are older than the retention of their series.
+	Policy retention.Policy
 	// Plain says that only encodings are used that every Prometheus reads.
 	Plain bool
 }
@@ -70,8 +74,8 @@ func Run(ctx context.Context, cfg Config, store *blockstore.Store, out io.Writer
 	if err != nil {
 		return result, err
 	}
-	hides, err := deletions(ctx, store, cfg.Tenant)
-	if err != nil {
+	hidden := hiding{policy: cfg.Policy, now: time.Now()}
+	if hidden.deletions, err = deletions(ctx, store, cfg.Tenant); err != nil {
 		return result, err
 	}
 	if err := os.MkdirAll(cfg.Output, 0o777); err != nil {
@@ -91,12 +95,12 @@ func Run(ctx context.Context, cfg Config, store *blockstore.Store, out io.Writer
 		if len(inside) == 0 {
 			continue
 		}
-		id := nameOf(cfg, w, inside)
+		id := nameOf(cfg, hidden, w, inside)
 		if _, err := os.Stat(filepath.Join(cfg.Output, id.String(), "meta.json")); err == nil {
 			result.Present++
 			continue
 		}
-		meta, err := export(ctx, cfg, store, hides, w, inside, id)
+		meta, err := export(ctx, cfg, store, hidden, w, inside, id)
 		if err != nil {
 			return result, fmt.Errorf("export %s: %w", w, err)
 		}
@@ -154,13 +158,39 @@ func deletions(ctx context.Context, store *blockstore.Store, id tenant.ID) (dele
 	return deletion.NewSet(of.Active)
 }
 
+// hiding is what queries hide in the blocks of the tenant.
+type hiding struct {
+	deletions deletion.Set
+	policy    retention.Policy
+	now       time.Time
+}
+
+// filters returns what hides samples of a block.
+func (h hiding) filters(b *blockstore.Block) []mask.Filter {
+	filters, _ := h.deletions.Of(b)
+	if old := h.policy.Filter(b.Meta.MinTime, h.now); old != nil {
+		filters = append(filters, deletion.ForBlock(old, b))
+	}
+	return filters
+}
+
+// version writes what is hidden. As time passes, more is too old, and the version stays: an
+// export that goes on where it broke off is that of the moment at which it began.
+func (h hiding) version(hash io.Writer, w span, blocks []blockstore.Block) {
+	h.deletions.Fingerprint(func(p []byte) { _, _ = hash.Write(p) }, w.mint, w.maxt-1, blocks)
+	if slices.ContainsFunc(blocks, func(b blockstore.Block) bool { return h.policy.Filter(b.Meta.MinTime, h.now) != nil }) {
+		_, _ = io.WriteString(hash, h.policy.Key())
+	}
+}
+
 // nameOf returns the ULID of an exported block, which follows from what it is made of.
-func nameOf(cfg Config, w span, blocks []blockstore.Block) ulid.ULID {
+func nameOf(cfg Config, hidden hiding, w span, blocks []blockstore.Block) ulid.ULID {
 	hash := sha256.New()
 	_, _ = fmt.Fprintf(hash, "%s %d %d %v %v\n", cfg.Tenant, w.mint, w.maxt, cfg.Plain, cfg.Selectors)
 	for _, b := range blocks {
 		_, _ = hash.Write(b.Meta.ULID[:])
 	}
+	hidden.version(hash, w, blocks)
 	var id ulid.ULID
 	_ = id.SetTime(uint64(max(0, w.maxt)))
 	_ = id.SetEntropy(hash.Sum(nil)[:10])
@@ -168,7 +198,7 @@ func nameOf(cfg Config, w span, blocks []blockstore.Block) ulid.ULID {
 }
 
 // export writes one block. The meta is nil if there are no samples.
-func export(ctx context.Context, cfg Config, store *blockstore.Store, hides deletion.Set, w span, blocks []blockstore.Block, id ulid.ULID) (_ *tsdb.BlockMeta, err error) {
+func export(ctx context.Context, cfg Config, store *blockstore.Store, hidden hiding, w span, blocks []blockstore.Block, id ulid.ULID) (_ *tsdb.BlockMeta, err error) {
 	// A Prometheus clears away what is called so.
 	work := filepath.Join(cfg.Output, id.String()+".tmp-for-creation")
 	if err := os.RemoveAll(work); err != nil {
@@ -190,9 +220,8 @@ func export(ctx context.Context, cfg Config, store *blockstore.Store, hides dele
 			return nil, fmt.Errorf("open block %s: %w", b.Meta.ULID, err)
 		}
 		opened = append(opened, source)
-		filters, _ := hides.Of(b)
-		reader := externallabels.Add(source, b.Extension.ExternalLabels)
-		inputs = append(inputs, selected(mask.Block(reader, filters...), cfg.Selectors))
+		reader := mask.Block(externallabels.Add(source, b.Extension.ExternalLabels), hidden.filters(b)...)
+		inputs = append(inputs, selected(reader, cfg.Selectors))
 	}
 	spec := blockwriter.Spec{Meta: tsdb.BlockMeta{ULID: id, MinTime: w.mint, MaxTime: w.maxt}}
 	spec.Meta.Compaction = tsdb.BlockMetaCompaction{Level: 1, Sources: []ulid.ULID{id}}

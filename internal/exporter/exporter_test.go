@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/oklog/ulid/v2"
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/tsdb"
 	"github.com/prometheus/prometheus/tsdb/chunkenc"
@@ -19,6 +21,8 @@ import (
 
 	"github.com/hundredfold/hundredfold/internal/blockstore"
 	"github.com/hundredfold/hundredfold/internal/blockstore/blocktest"
+	"github.com/hundredfold/hundredfold/internal/retention"
+	"github.com/hundredfold/hundredfold/internal/tenant"
 )
 
 const (
@@ -128,4 +132,38 @@ func TestAnExportOfSelectedSeriesAndTimesHasNothingElse(t *testing.T) {
 	require.Equal(t, []string{`{__name__="a", job="test"}`, `{__name__="x", cluster="eu", job="test"}`}, slices.Sorted(maps.Keys(samples)))
 	require.Len(t, samples[`{__name__="a", job="test"}`], int(hour/step))
 	require.Equal(t, want[`{__name__="x", cluster="eu", job="test"}`][:hour/step], samples[`{__name__="x", cluster="eu", job="test"}`])
+}
+
+func TestAnExportLeavesOutWhatQueriesHide(t *testing.T) {
+	store, want := bucket(t)
+	cfg := config(t)
+	_, err := Run(t.Context(), cfg, store, io.Discard)
+	require.NoError(t, err)
+	before, samples := exported(t, cfg)
+	require.Equal(t, want, samples)
+
+	// A rule for one series, and a deletion that selects by an external label.
+	cfg = config(t)
+	cfg.Policy, err = retention.New(tenant.Limits{RetentionRules: []tenant.RetentionRule{{Selector: "a", Retention: model.Duration(time.Hour)}}})
+	require.NoError(t, err)
+	deletion := blockstore.Deletion{ID: ulid.Make(), Selectors: []string{`x{cluster="eu"}`}, MinMs: 2 * hour, MaxMs: 3*hour - 1, Accepted: time.Now(), Blocks: []ulid.ULID{}}
+	blocks, _, err := store.Blocks(t.Context(), "acme")
+	require.NoError(t, err)
+	for name := range blocks {
+		deletion.Blocks = append(deletion.Blocks, name)
+	}
+	require.NoError(t, store.PutDeletion(t.Context(), "acme", deletion))
+	_, err = Run(t.Context(), cfg, store, io.Discard)
+	require.NoError(t, err)
+	after, samples := exported(t, cfg)
+	delete(want, `{__name__="a", job="test"}`)
+	x := `{__name__="x", cluster="eu", job="test"}`
+	want[x] = want[x][hour/step:]
+	require.Equal(t, want, samples)
+	for _, dir := range before {
+		require.NotContains(t, after, filepath.Join(cfg.Output, filepath.Base(dir)), "a block with other samples has another name")
+	}
+	result, err := Run(t.Context(), cfg, store, io.Discard)
+	require.NoError(t, err)
+	require.Equal(t, []int{0, len(after)}, []int{result.Blocks, result.Present})
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/prometheus/prometheus/promql/parser"
 
+	"github.com/hundredfold/hundredfold/internal/retention"
 	"github.com/hundredfold/hundredfold/internal/subcommand"
 	"github.com/hundredfold/hundredfold/internal/tenant"
 )
@@ -47,6 +48,10 @@ func Main(ctx context.Context, args []string, stdout, stderr io.Writer, open sub
 }
 
 func (o *options) run(ctx context.Context, bucket subcommand.Bucket, stdout, _ io.Writer) error {
+	var err error
+	if o.Policy, err = retention.New(bucket.Limits(o.Tenant)); err != nil {
+		return err
+	}
 	result, err := Run(ctx, o.Config, bucket.Store, stdout)
 	if err != nil {
 		return err
