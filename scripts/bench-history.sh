@@ -6,6 +6,7 @@
 # the cache of results, each beside its goal.
 #
 # HISTORY is the directory of the blocks, 1.1 GB, which is kept for the next run.
+# --queriers=3 measures a cluster whose queriers share the blocks, and prints what the others take.
 # PROMETHEUS=1 also measures .bin/prometheus on the same blocks from local disk.
 # Arguments are flags of the program: see .bin/history bench --help.
 set -euo pipefail

@@ -52,7 +52,11 @@ func bench(ctx context.Context, o options) (err error) {
 			return err
 		}
 	}
-	return errors.Join(printResults(results), printPeers(peers))
+	err = printResults(results)
+	if o.queriers > 1 {
+		err = errors.Join(err, printOwners(results))
+	}
+	return errors.Join(err, printPeers(peers))
 }
 
 // settle starts a process until the bucket is as it wants it: compacted, with its index.
@@ -100,6 +104,11 @@ type result struct {
 	peakCold, peak     int64            // bytes of resident memory: the highest of all processes
 	cpuCold, cpuWarm   time.Duration    // of the last runs
 	answer             answer
+
+	// Of the other queriers of a cluster: the highest peak and all CPU, and the requests to them.
+	ownersPeak                       int64
+	ownersCold, ownersWarm           time.Duration
+	requestsToOwners, requestsWarmed int // of the last cold run, and of a warm one on average
 }
 
 // measureQuery asks a query of new processes, and then again of the last one.
@@ -114,13 +123,17 @@ func measureQuery(ctx context.Context, o options, store *objectStore, q query) (
 }
 
 func (r *result) process(ctx context.Context, o options, store *objectStore, last bool) (err error) {
-	s, err := startHundredfold(ctx, o, store, o.work)
+	s, err := startQueriers(ctx, o, store, o.work)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.stop()) }()
 	r.ready = s.ready
 	idle, err := s.usage()
+	if err != nil {
+		return err
+	}
+	ownersIdle, err := s.ownersUsage()
 	if err != nil {
 		return err
 	}
@@ -135,18 +148,35 @@ func (r *result) process(ctx context.Context, o options, store *objectStore, las
 		return err
 	}
 	r.peakCold, r.cpuCold = max(r.peakCold, cold.peak), cold.cpu-idle.cpu
+	owners, err := s.ownersUsage()
+	if err != nil {
+		return err
+	}
+	r.ownersCold = owners.cpu - ownersIdle.cpu
+	if r.requestsToOwners, err = s.requests(ctx); err != nil {
+		return err
+	}
 	if last {
 		if err := r.again(ctx, o, s, cold); err != nil {
 			return err
 		}
 	}
 	u, err := s.usage()
+	if err != nil {
+		return err
+	}
 	r.peak = max(r.peak, u.peak)
+	owners, err = s.ownersUsage()
+	r.ownersPeak = max(r.ownersPeak, owners.peak)
 	return err
 }
 
 // again asks a process that has the pages, and then one that has the answer.
 func (r *result) again(ctx context.Context, o options, s *system, before usage) error {
+	ownersBefore, err := s.ownersUsage()
+	if err != nil {
+		return err
+	}
 	for range o.rounds {
 		a, err := s.ask(ctx, r.query, true)
 		if err != nil {
@@ -159,6 +189,16 @@ func (r *result) again(ctx context.Context, o options, s *system, before usage) 
 		return err
 	}
 	r.cpuWarm = (after.cpu - before.cpu) / time.Duration(o.rounds)
+	ownersAfter, err := s.ownersUsage()
+	if err != nil {
+		return err
+	}
+	r.ownersWarm = (ownersAfter.cpu - ownersBefore.cpu) / time.Duration(o.rounds)
+	requests, err := s.requests(ctx)
+	if err != nil {
+		return err
+	}
+	r.requestsWarmed = (requests - r.requestsToOwners) / o.rounds
 	if _, err := s.ask(ctx, r.query, false); err != nil { // fills the cache
 		return err
 	}
@@ -233,6 +273,17 @@ func printResults(results []result) error {
 			within(median(r.cold), r.query.cold), within(median(r.warm), r.query.warm), within(median(r.cached), r.query.cached),
 			r.cpuCold.Seconds(), r.cpuWarm.Seconds(), r.counts.Requests, float64(r.counts.Bytes)/1e6,
 			r.peakCold>>20, r.peak>>20, rounded(r.ready), r.answer.series, r.answer.points)
+	}
+	return out.Flush()
+}
+
+// printOwners prints what the other queriers took.
+func printOwners(results []result) error {
+	out := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	_, _ = fmt.Fprintln(out, "\nowners\trequests cold, warm\tCPU s cold, warm\tpeak MB")
+	for _, r := range results {
+		_, _ = fmt.Fprintf(out, "%s\t%d, %d\t%.2f, %.2f\t%d\n", r.query.name, r.requestsToOwners, r.requestsWarmed,
+			r.ownersCold.Seconds(), r.ownersWarm.Seconds(), r.ownersPeak>>20)
 	}
 	return out.Flush()
 }

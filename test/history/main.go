@@ -40,7 +40,9 @@ type options struct {
 	listen  string
 	work    string // directory of one measurement
 	rounds  int
-	peer    bool // whether Prometheus is measured, too
+	// queriers is how many of them share the blocks; 1: one process has all roles.
+	queriers int
+	peer     bool // whether Prometheus is measured, too
 }
 
 func command(ctx context.Context, args []string) error {
@@ -76,6 +78,7 @@ func parse(name string, args []string) (options, error) {
 	set.StringVar(&o.dir, "dir", ".bin/history", "`DIRECTORY` of the history")
 	set.StringVar(&o.work, "work", "", "`DIRECTORY` of the measurement itself, beside --dir by default; removed in the end")
 	set.IntVar(&o.rounds, "rounds", 3, "how often each query is asked: the median counts")
+	set.IntVar(&o.queriers, "queriers", 1, "of bench: how many queriers share the blocks; more than one are a cluster on this machine, of which the first is asked")
 	set.BoolVar(&o.peer, "prometheus", false, "measure a Prometheus on the same blocks, from local disk, too")
 	set.StringVar(&o.listen, "listen", "127.0.0.1:9011", "`HOST:PORT` of the slow store")
 	set.DurationVar(&o.store.Latency, "latency", o.store.Latency, "`TIME` that each request to the store takes")

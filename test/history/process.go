@@ -20,14 +20,59 @@ type system struct {
 	url     string
 	dir     string        // its data directory, removed when it stops
 	ready   time.Duration // from its start until it was ready
+
+	// fleet is the cluster that program is a querier of, and owners are the other queriers;
+	// nil: it is alone.
+	fleet  *fleet.Fleet
+	owners []*fleet.Member
+}
+
+// configuration returns that of all processes. Their own metrics are not what is measured, and the
+// history is older than what is kept by default.
+func configuration(store *objectStore) string {
+	return store.yaml() + "self_monitoring: {enabled: false}\nlimits: {retention: 0s}\n"
+}
+
+// startQueriers starts what is asked: a process that has all roles or, for several
+// queriers, a cluster on the store, all with empty data directories in work.
+func startQueriers(ctx context.Context, o options, store *objectStore, work string) (_ *system, err error) {
+	if o.queriers < 2 {
+		return startHundredfold(ctx, o, store, work)
+	}
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	dir, err := os.MkdirTemp(work, "cluster-")
+	if err != nil {
+		return nil, err
+	}
+	f, err := fleet.New(fleet.Config{
+		Dir: dir, Binary: filepath.Join(o.bin, "hundredfold"), YAML: configuration(store) + "cluster: {replication_factor: 1}\n",
+		Zones: []string{"a"}, Queriers: o.queriers,
+	})
+	if err != nil {
+		return nil, err
+	}
+	queriers := f.Members("querier")
+	s := &system{program: &queriers[0].Program, url: queriers[0].URL, dir: dir, fleet: f, owners: queriers[1:]}
+	started := time.Now()
+	err = f.Start(ctx)
+	s.ready = time.Since(started)
+	for err == nil { // until it knows the others, it reads all blocks itself
+		var peers float64
+		if peers, err = queriers[0].Metric(ctx, "hundredfold_cluster_peers"); int(peers) == len(f.Members("")) {
+			return s, nil
+		}
+		if err == nil {
+			err = ctx.Err()
+		}
+	}
+	return nil, errors.Join(fmt.Errorf("start %d queriers in %s: %w", o.queriers, dir, err), f.Close())
 }
 
 // startHundredfold starts a process on the store with an empty data directory in work.
 func startHundredfold(ctx context.Context, o options, store *objectStore, work string) (*system, error) {
-	// Its own metrics are not what is measured, and the history is older than what is kept by default.
-	config := store.yaml() + "self_monitoring: {enabled: false}\nlimits: {retention: 0s}\n"
 	path := filepath.Join(work, "hundredfold.yml")
-	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte(configuration(store)), 0o600); err != nil {
 		return nil, err
 	}
 	return startSystem(ctx, work, "hundredfold", func(address, data string) []string {
@@ -83,7 +128,13 @@ func startSystem(ctx context.Context, work, name string, command func(address, d
 }
 
 // stop ends the program and removes its data.
-func (s *system) stop() error { return errors.Join(s.program.Stop(), os.RemoveAll(s.dir)) }
+func (s *system) stop() error {
+	stop := s.program.Stop
+	if s.fleet != nil {
+		stop = s.fleet.Close
+	}
+	return errors.Join(stop(), os.RemoveAll(s.dir))
+}
 
 // usage is what a process has taken.
 type usage struct {
@@ -92,8 +143,31 @@ type usage struct {
 }
 
 // usage reads what the program has taken so far.
-func (s *system) usage() (usage, error) {
-	pid := s.program.PID()
+func (s *system) usage() (usage, error) { return usageOf(s.program) }
+
+// ownersUsage reads what the other queriers have taken so far: the highest peak, and all CPU.
+func (s *system) ownersUsage() (all usage, err error) {
+	for _, m := range s.owners {
+		u, err := usageOf(&m.Program)
+		if err != nil {
+			return all, err
+		}
+		all.peak, all.cpu = max(all.peak, u.peak), all.cpu+u.cpu
+	}
+	return all, nil
+}
+
+// requests returns how many the first querier has made to owners.
+func (s *system) requests(ctx context.Context) (int, error) {
+	if s.fleet == nil {
+		return 0, nil
+	}
+	n, err := s.fleet.Members("querier")[0].Metric(ctx, "hundredfold_querier_owner_requests_total")
+	return int(n), err
+}
+
+func usageOf(program *fleet.Program) (usage, error) {
+	pid := program.PID()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return usage{}, err
