@@ -18,6 +18,10 @@ import (
 // bytesPerPoint is what a point takes in the engine's memory, and in a result.
 const bytesPerPoint = 16
 
+// maxOwnedBytes bounds what a query holds of what other queriers have sent it of their
+// blocks. It is some days of thousands of series; what is more is read here, block by block.
+const maxOwnedBytes = 256 << 20
+
 // account is what one query takes: memory that it holds, and bytes that it has fetched from
 // the object store. It refuses what is more than the tenant's limits allow. Everything that
 // works for a query finds it in the context: readers of blocks, what ingesters send,
@@ -29,6 +33,7 @@ type account struct {
 	maxHeld, maxFetched   int64    // 0: no limit
 	of                    *account // a part's whole; nil: this is one
 	held, peak, fetched   atomic.Int64
+	owned                 atomic.Int64 // of held: see holdOwned
 	steps, stepsFromCache atomic.Int64 // of range queries; see renderStats
 }
 
@@ -73,7 +78,10 @@ func (a *account) again() *account {
 func (a *account) part() *account { return &account{of: a} }
 
 // release gives back all that a holds.
-func (a *account) release() { a.giveBack(a.held.Load()) }
+func (a *account) release() {
+	a.addOwned(-a.owned.Load())
+	a.giveBack(a.held.Load())
+}
 
 func (a *account) giveBack(bytes int64) {
 	a.held.Add(-bytes)
@@ -100,6 +108,44 @@ func (a *account) Hold(bytes int64) error {
 		peak = a.peak.Load()
 	}
 	return nil
+}
+
+// holdOwned is Hold for what other queriers send, of which a query holds maxOwnedBytes or a
+// quarter of its limit at most. It reports whether it may: if not, nothing is held, and the block
+// is to be read here. So what fits into the limit where one querier is alone fits in a cluster.
+func (a *account) holdOwned(bytes int64) bool {
+	whole := a
+	for whole.of != nil {
+		whole = whole.of
+	}
+	limit := int64(maxOwnedBytes)
+	if whole.maxHeld > 0 {
+		limit = min(limit, whole.maxHeld/4)
+	}
+	if a.addOwned(bytes) > limit {
+		a.addOwned(-bytes)
+		return false
+	}
+	if a.Hold(bytes) != nil {
+		a.dropOwned(bytes)
+		return false
+	}
+	return true
+}
+
+// dropOwned gives back what holdOwned holds.
+func (a *account) dropOwned(bytes int64) {
+	a.addOwned(-bytes)
+	a.giveBack(bytes)
+}
+
+// addOwned returns what the whole query holds then.
+func (a *account) addOwned(bytes int64) int64 {
+	owned := a.owned.Add(bytes)
+	if a.of != nil {
+		return a.of.addOwned(bytes)
+	}
+	return owned
 }
 
 // Fetch implements remoteblock.Budget: it is told what came from the object store.

@@ -3,6 +3,8 @@ package querier
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -11,6 +13,7 @@ import (
 	"github.com/prometheus/prometheus/storage"
 	"github.com/prometheus/prometheus/tsdb"
 	"github.com/prometheus/prometheus/util/annotations"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 
 	"github.com/hundredfold/hundredfold/internal/blockstore"
@@ -23,34 +26,39 @@ import (
 )
 
 const (
-	// servedAtOnce is how many blocks are read at the same time for other queriers. It
-	// bounds the memory that this takes; more of them wait, and say so.
+	// servedAtOnce is how many blocks are read at the same time for other queriers, and
+	// servedOfOne how many for one request of them. It bounds the memory that this takes; more of
+	// them wait, and say so.
 	servedAtOnce = 64
-	// atWorkEvery is how often a querier that reads a block for another one says that it
+	servedOfOne  = 32
+	// atWorkEvery is how often a querier that reads blocks for another one says that it
 	// is at work when it has nothing else to say.
 	atWorkEvery = time.Second
+	// maxPart bounds a part of an answer, in bytes, below what a message may have. A series is
+	// never split, so one alone may be too large; then its block is read by who asks.
+	maxPart = 48 << 20
+	// valuesPart is how many bytes of label values a part has, roughly.
+	valuesPart = 1 << 20
 )
 
-var errBackwards = errors.New("the range ends before it begins")
+var (
+	errBackwards   = errors.New("the range ends before it begins")
+	errManyBlocks  = fmt.Errorf("more than %d blocks are asked for at once", maxAskedBlocks)
+	errUnknownKind = errors.New("what is asked of the blocks is unknown to this release")
+	errLargeSeries = fmt.Errorf("one series has more than %d bytes of chunks", maxPart)
+)
 
-// blockQuestion is what another querier asks of a block.
-type blockQuestion struct {
+// blocksQuestion is what another querier asks of blocks.
+type blocksQuestion struct {
+	req      *queryv1.ReadBlocksRequest
 	tenant   tenant.ID
-	block    blockstore.Block
+	blocks   []blockstore.Block
 	within   timeRange
 	matchers []*labels.Matcher
 }
 
-// questioned is what requests for a block have in common.
-type questioned interface {
-	GetTenant() string
-	GetBlock() *queryv1.Block
-	GetMinMs() int64
-	GetMaxMs() int64
-	GetMatchers() []*queryv1.Matcher
-}
-
-func blockQuestionFrom(req questioned) (q blockQuestion, err error) {
+func blocksQuestionFrom(req *queryv1.ReadBlocksRequest) (q blocksQuestion, err error) {
+	q.req = req
 	if q.tenant, err = tenant.Parse(req.GetTenant()); err != nil {
 		return q, err
 	}
@@ -61,8 +69,23 @@ func blockQuestionFrom(req questioned) (q blockQuestion, err error) {
 	if q.within.mint > q.within.maxt {
 		return q, wire.Invalid(errBackwards)
 	}
-	q.block, err = blockFromProto(req.GetBlock())
-	return q, err
+	if len(req.GetBlocks()) > maxAskedBlocks {
+		return q, wire.Invalid(errManyBlocks)
+	}
+	switch req.GetKind() {
+	case queryv1.ReadBlocksRequest_KIND_CHUNKS, queryv1.ReadBlocksRequest_KIND_SERIES,
+		queryv1.ReadBlocksRequest_KIND_LABEL_NAMES, queryv1.ReadBlocksRequest_KIND_LABEL_VALUES,
+		queryv1.ReadBlocksRequest_KIND_PAGES:
+	default:
+		return q, wire.Invalid(errUnknownKind)
+	}
+	q.blocks = make([]blockstore.Block, len(req.GetBlocks()))
+	for i, b := range req.GetBlocks() {
+		if q.blocks[i], err = blockFromProto(b); err != nil {
+			return q, err
+		}
+	}
+	return q, nil
 }
 
 // blockToProto returns what an owner has to know of a block to read it.
@@ -112,85 +135,159 @@ func (f *fetchedBytes) take() uint64 { return uint64(f.Swap(0)) } //nolint:gosec
 
 // open opens a block for another querier. It need not be in this one's view: it is read
 // as it is asked for, or it is not in the bucket any more, which is an error.
-func (s *blocksServer) open(ctx context.Context, q blockQuestion, budget remoteblock.Budget) (block *remoteblock.Reader, done func() error, err error) {
+func (s *blocksServer) open(ctx context.Context, id tenant.ID, block blockstore.Block, budget remoteblock.Budget) (reader *remoteblock.Reader, done func() error, err error) {
 	select {
 	case s.serving <- struct{}{}:
 	case <-ctx.Done():
 		return nil, nil, ctx.Err()
 	}
-	block, err = s.q.blocks.Open(ctx, q.tenant, q.block, budget)
+	reader, err = s.q.blocks.Open(ctx, id, block, budget)
 	if err != nil {
 		<-s.serving
 		return nil, nil, err
 	}
-	return block, func() error {
+	return reader, func() error {
 		defer func() { <-s.serving }()
-		return block.Close()
+		return reader.Close()
 	}, nil
 }
 
-// SelectBlock implements queryv1.BlocksServiceServer.
-func (s *blocksServer) SelectBlock(req *queryv1.SelectBlockRequest, stream grpc.ServerStreamingServer[queryv1.SelectBlockResponse]) error {
-	q, err := blockQuestionFrom(req)
+// ReadBlocks implements queryv1.BlocksServiceServer. Blocks are begun in the order of the request,
+// and answered as they are read.
+func (s *blocksServer) ReadBlocks(req *queryv1.ReadBlocksRequest, stream grpc.ServerStreamingServer[queryv1.ReadBlocksResponse]) error {
+	q, err := blocksQuestionFrom(req)
 	if err != nil {
 		return wire.GRPCError(err)
 	}
-	answer := &blockAnswer{stream: stream}
+	answer := &blocksAnswer{stream: stream}
 	stop := answer.sayAtWork()
-	rest, warnings, err := s.selectBlock(req, q, answer)
-	stop()
-	if err == nil {
-		err = answer.send(&queryv1.SelectBlockResponse{Frame: rest, Warnings: warnings, Last: true})
+	defer stop()
+	group, ctx := errgroup.WithContext(stream.Context())
+	group.SetLimit(servedOfOne)
+	for i := range q.blocks {
+		if ctx.Err() != nil {
+			break
+		}
+		group.Go(func() error {
+			err := s.readBlock(ctx, q, i, answer)
+			if err == nil || ctx.Err() != nil {
+				return err
+			}
+			return answer.send(i, &queryv1.ReadBlocksResponse{Failure: err.Error()})
+		})
 	}
-	return wire.GRPCError(err)
+	return wire.GRPCError(group.Wait())
 }
 
-func (s *blocksServer) selectBlock(req *queryv1.SelectBlockRequest, q blockQuestion, answer *blockAnswer) (rest []byte, warnings []string, err error) {
-	ctx := answer.stream.Context()
-	reader, done, err := s.open(ctx, q, &answer.fetched)
+// readBlock sends what is asked of one block. An error is of this block alone.
+func (s *blocksServer) readBlock(ctx context.Context, q blocksQuestion, i int, answer *blocksAnswer) (err error) {
+	kind, within := q.req.GetKind(), q.within
+	reader, done, err := s.open(ctx, q.tenant, q.blocks[i], &answer.fetched)
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
 	defer func() { err = errors.Join(err, done()) }()
-	out := frame.SelectStream{
-		Send:    func(frame []byte) error { return answer.send(&queryv1.SelectBlockResponse{Frame: frame}) },
-		MinTime: q.within.mint, MaxTime: q.within.maxt, Limit: int(req.GetLimit()),
+	last := &queryv1.ReadBlocksResponse{Last: true}
+	if kind == queryv1.ReadBlocksRequest_KIND_PAGES {
+		if err := reader.Prefetch(ctx, within.mint, within.maxt, q.matchers...); err != nil {
+			return err
+		}
+		return answer.send(i, last)
 	}
-	hints := &storage.SelectHints{
-		Start: q.within.mint, End: q.within.maxt, Limit: int(req.GetLimit()),
-		ShardIndex: req.GetShardIndex(), ShardCount: req.GetShardCount(),
-		// Whoever asks leaves out what lies outside of the range: nothing is encoded anew.
-		DisableTrimming: true,
-	}
-	if req.GetLabelsOnly() {
-		hints.Func = seriesFunc
-	}
-	block := externallabels.Add(reader.Select(ctx, q.within.mint, q.within.maxt, !req.GetLabelsOnly()), q.block.Extension.ExternalLabels)
-	if req.GetLabelsOnly() {
-		r, err := tsdb.NewBlockQuerier(block, q.within.mint, q.within.maxt)
+	withChunks := kind == queryv1.ReadBlocksRequest_KIND_CHUNKS
+	block := externallabels.Add(reader.Select(ctx, within.mint, within.maxt, withChunks), q.blocks[i].Extension.ExternalLabels)
+	if withChunks {
+		r, err := tsdb.NewBlockChunkQuerier(block, within.mint, within.maxt)
 		if err != nil {
-			return nil, nil, err
+			return err
 		}
 		defer func() { err = errors.Join(err, r.Close()) }()
-		return out.Labels(ctx, r.Select(ctx, true, hints, q.matchers...))
+		out := q.frames(i, answer)
+		if last.Frame, last.Warnings, err = out.Chunks(ctx, r.Select(ctx, true, q.hints(), q.matchersOfOne()...)); err != nil {
+			return err
+		}
+		return answer.send(i, last)
 	}
-	r, err := tsdb.NewBlockChunkQuerier(block, q.within.mint, q.within.maxt)
+	r, err := tsdb.NewBlockQuerier(block, within.mint, within.maxt)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, r.Close()) }()
+	if kind == queryv1.ReadBlocksRequest_KIND_SERIES {
+		out := q.frames(i, answer)
+		last.Frame, last.Warnings, err = out.Labels(ctx, r.Select(ctx, true, q.hints(), q.matchersOfOne()...))
+	} else {
+		last.Values, last.Warnings, err = q.sendLabels(ctx, r, i, answer)
+	}
+	if err != nil {
+		return err
+	}
+	return answer.send(i, last)
+}
+
+// hints returns those of a Select. Whoever asks leaves out what lies outside of the range, so
+// that nothing is encoded anew.
+func (q blocksQuestion) hints() *storage.SelectHints {
+	hints := &storage.SelectHints{
+		Start: q.within.mint, End: q.within.maxt, Limit: int(q.req.GetLimit()),
+		ShardIndex: q.req.GetShardIndex(), ShardCount: q.req.GetShardCount(), DisableTrimming: true,
+	}
+	if q.req.GetKind() == queryv1.ReadBlocksRequest_KIND_SERIES {
+		hints.Func = seriesFunc
+	}
+	return hints
+}
+
+// matchersOfOne returns the matchers for one block: a Select sorts them.
+func (q blocksQuestion) matchersOfOne() []*labels.Matcher { return slices.Clone(q.matchers) }
+
+// frames returns what sends the series of one block.
+func (q blocksQuestion) frames(i int, answer *blocksAnswer) frame.SelectStream {
+	return frame.SelectStream{
+		Send:    func(frame []byte) error { return answer.send(i, &queryv1.ReadBlocksResponse{Frame: frame}) },
+		MinTime: q.within.mint, MaxTime: q.within.maxt, Limit: int(q.req.GetLimit()),
+	}
+}
+
+// sendLabels sends label names or values, and returns the rest of them.
+func (q blocksQuestion) sendLabels(ctx context.Context, r storage.LabelQuerier, i int, answer *blocksAnswer) (rest, texts []string, err error) {
+	hints := &storage.LabelHints{Limit: int(q.req.GetLimit())}
+	var warnings annotations.Annotations
+	if q.req.GetKind() == queryv1.ReadBlocksRequest_KIND_LABEL_NAMES {
+		rest, warnings, err = r.LabelNames(ctx, hints, q.matchersOfOne()...)
+	} else {
+		rest, warnings, err = r.LabelValues(ctx, q.req.GetName(), hints, q.matchersOfOne()...)
+	}
 	if err != nil {
 		return nil, nil, err
 	}
-	defer func() { err = errors.Join(err, r.Close()) }()
-	return out.Chunks(ctx, r.Select(ctx, true, hints, q.matchers...))
+	for size, n := 0, 0; n < len(rest); n++ {
+		if size += len(rest[n]); size >= valuesPart {
+			if err := answer.send(i, &queryv1.ReadBlocksResponse{Values: rest[:n+1]}); err != nil {
+				return nil, nil, err
+			}
+			rest, size, n = rest[n+1:], 0, -1
+		}
+	}
+	for _, warning := range warnings.AsErrors() {
+		texts = append(texts, warning.Error())
+	}
+	return rest, texts, nil
 }
 
-// blockAnswer is an answer that is being sent.
-type blockAnswer struct {
-	stream  grpc.ServerStreamingServer[queryv1.SelectBlockResponse]
+// blocksAnswer is an answer that is being sent.
+type blocksAnswer struct {
+	stream  grpc.ServerStreamingServer[queryv1.ReadBlocksResponse]
 	fetched fetchedBytes
 	sending sync.Mutex // a stream takes one message at a time
 }
 
-// send sends a part of the answer; it is encoded when send returns.
-func (a *blockAnswer) send(m *queryv1.SelectBlockResponse) error {
+// send sends a part of the answer for a block; it is encoded when send returns.
+func (a *blocksAnswer) send(block int, m *queryv1.ReadBlocksResponse) error {
+	if len(m.GetFrame()) > maxPart {
+		return errLargeSeries
+	}
+	m.Block = uint32(block) //nolint:gosec // maxAskedBlocks at most
 	a.sending.Lock()
 	defer a.sending.Unlock()
 	m.FetchedBytes = a.fetched.take()
@@ -199,7 +296,7 @@ func (a *blockAnswer) send(m *queryv1.SelectBlockResponse) error {
 
 // sayAtWork says every atWorkEvery, until stop, that the querier is at work, so
 // that a block that takes long to fetch is not mistaken for a querier that hangs.
-func (a *blockAnswer) sayAtWork() (stop func()) {
+func (a *blocksAnswer) sayAtWork() (stop func()) {
 	var running sync.WaitGroup
 	stopped := make(chan struct{})
 	running.Go(func() {
@@ -211,7 +308,7 @@ func (a *blockAnswer) sayAtWork() (stop func()) {
 			case <-stopped:
 				return
 			}
-			if a.send(&queryv1.SelectBlockResponse{}) != nil {
+			if a.send(0, &queryv1.ReadBlocksResponse{}) != nil {
 				return // who asks is gone, which the rest will notice
 			}
 		}
@@ -220,41 +317,4 @@ func (a *blockAnswer) sayAtWork() (stop func()) {
 		close(stopped)
 		running.Wait()
 	}
-}
-
-// LabelsOfBlock implements queryv1.BlocksServiceServer.
-func (s *blocksServer) LabelsOfBlock(ctx context.Context, req *queryv1.LabelsOfBlockRequest) (*queryv1.LabelsOfBlockResponse, error) {
-	resp, err := s.labelsOfBlock(ctx, req)
-	return resp, wire.GRPCError(err)
-}
-
-func (s *blocksServer) labelsOfBlock(ctx context.Context, req *queryv1.LabelsOfBlockRequest) (resp *queryv1.LabelsOfBlockResponse, err error) {
-	q, err := blockQuestionFrom(req)
-	if err != nil {
-		return nil, err
-	}
-	var fetched fetchedBytes
-	reader, done, err := s.open(ctx, q, &fetched)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, done()) }()
-	r, err := tsdb.NewBlockQuerier(externallabels.Add(reader.Select(ctx, q.within.mint, q.within.maxt, false), q.block.Extension.ExternalLabels), q.within.mint, q.within.maxt)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, r.Close()) }()
-	hints := &storage.LabelHints{Limit: int(req.GetLimit())}
-	resp = &queryv1.LabelsOfBlockResponse{}
-	var warnings annotations.Annotations
-	if req.GetName() == "" {
-		resp.Values, warnings, err = r.LabelNames(ctx, hints, q.matchers...)
-	} else {
-		resp.Values, warnings, err = r.LabelValues(ctx, req.GetName(), hints, q.matchers...)
-	}
-	for _, warning := range warnings.AsErrors() {
-		resp.Warnings = append(resp.Warnings, warning.Error())
-	}
-	resp.FetchedBytes = fetched.take()
-	return resp, err
 }

@@ -61,6 +61,7 @@ const (
 	selectSeries requestKind = iota
 	labelValues
 	labelNames
+	fetchPages // of series
 )
 
 // covered says which blocks in the bucket need not be read, since all that they hold

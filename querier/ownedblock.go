@@ -3,7 +3,6 @@ package querier
 import (
 	"context"
 	"errors"
-	"io"
 	"slices"
 
 	"github.com/prometheus/prometheus/model/labels"
@@ -13,14 +12,36 @@ import (
 	"github.com/hundredfold/hundredfold/internal/blockstore"
 	"github.com/hundredfold/hundredfold/internal/cluster"
 	"github.com/hundredfold/hundredfold/internal/tenant"
-	"github.com/hundredfold/hundredfold/internal/wire"
-	queryv1 "github.com/hundredfold/hundredfold/proto/query/v1"
 )
 
-var errCutShort = errors.New("its answer ended before it was whole")
+type inquiryKey struct{}
 
-// ownedBlock is one block of which other queriers are asked. Each call of a reader's
-// method is one request; if it fails, the block is read here.
+// askOwners asks the owners of all blocks that a call needs, at once. Readers of these blocks
+// that are used for this call with the context find the answers there. stop ends what is still
+// asked.
+func askOwners[R reader](ctx context.Context, s *session[R], found holders[R], ask request) (asked context.Context, stop func()) {
+	o := s.q.owners
+	if o == nil {
+		return ctx, func() {}
+	}
+	if ask.hints != nil {
+		ask.timeRange = s.span(ask.hints)
+	}
+	in := newInquiry(ctx, o, s.mu.tenant, ask)
+	for i := range found.blocks {
+		block := &found.blocks[i]
+		if peers := o.of(s.mu.tenant, block.Meta.ULID); len(peers) > 0 {
+			in.add(block, peers)
+		}
+	}
+	if len(in.order) == 0 || ask.mint > ask.maxt {
+		return ctx, func() {}
+	}
+	return context.WithValue(ctx, inquiryKey{}, in), in.begin(ctx)
+}
+
+// ownedBlock is one block of which other queriers are asked. If they fail, the block is
+// read here.
 type ownedBlock struct {
 	owners *owners
 	peers  []cluster.Peer // whom to ask, the first one first
@@ -50,8 +71,8 @@ func readOwnedChunks(b ownedBlock, own func(context.Context) (storage.ChunkQueri
 }
 
 // Select implements storage.Querier. It returns when the answer is there, as a whole: the
-// answers of all blocks that a Select reads are in memory at once, encoded, and max_query_bytes is
-// what bounds them.
+// answers of all blocks that a Select reads are in memory at once, encoded, up to
+// maxOwnedBytes for a query.
 func (r ownedSamples) Select(ctx context.Context, sorted bool, hints *storage.SelectHints, matchers ...*labels.Matcher) storage.SeriesSet {
 	got, err := r.selectSeries(ctx, hints, matchers)
 	if err == nil {
@@ -92,84 +113,49 @@ func (b ownedBlock) fallBack(ctx context.Context, err error) error {
 	case errors.As(err, &refused):
 		return refused.error
 	}
-	b.owners.metrics.fallbacks.Inc()
-	return nil
-}
-
-// charge charges the query for what an owner has sent, and has fetched for that.
-func (b ownedBlock) charge(ctx context.Context, received int, fetched uint64) error {
-	b.owners.metrics.received.Add(float64(received))
-	budget := budgetOf(ctx)
-	if budget == nil {
-		return nil
+	reason := fallbackFailed
+	if errors.Is(err, errTooLarge) {
+		reason = fallbackSize
 	}
-	err := budget.Hold(int64(received))
-	if fetched > 0 {
-		err = errors.Join(err, budget.Fetch(int64(fetched))) //nolint:gosec // less than there is in the bucket
-	}
-	if err != nil {
-		return overdrawn{err}
-	}
+	b.owners.metrics.fallbacks.WithLabelValues(reason).Inc()
 	return nil
 }
 
 func (b ownedBlock) selectSeries(ctx context.Context, hints *storage.SelectHints, matchers []*labels.Matcher) (*answer, error) {
-	req := &queryv1.SelectBlockRequest{
-		Tenant: string(b.tenant), Block: blockToProto(b.block), MinMs: b.within.mint, MaxMs: b.within.maxt, Matchers: wire.MatchersToProto(matchers),
-	}
+	ask := request{timeRange: b.within, hints: hints, matchers: matchers}
 	if hints != nil {
-		req.MinMs, req.MaxMs = max(req.GetMinMs(), hints.Start), min(req.GetMaxMs(), hints.End)
-		req.Limit = uint32(max(hints.Limit, 0)) //nolint:gosec // a bound above 4 G is none
-		req.LabelsOnly = hints.Func == seriesFunc
-		req.ShardIndex, req.ShardCount = hints.ShardIndex, hints.ShardCount
+		ask.mint, ask.maxt = max(ask.mint, hints.Start), min(ask.maxt, hints.End)
 	}
-	out := &answer{within: timeRange{req.GetMinMs(), req.GetMaxMs()}, dropped: func(int) {}}
-	if out.within.mint > out.within.maxt {
-		return out, nil // hints may lie outside of the block
+	if ask.mint > ask.maxt {
+		return &answer{dropped: func(int) {}}, nil // hints may lie outside of the block
 	}
-	got, err := askOwners(ctx, b.owners, b.peers, patience{limit: silentAfter, blame: true}, func(ctx context.Context, client queryv1.BlocksServiceClient, heard func()) (part, error) {
-		return b.receive(ctx, client, req, heard)
-	})
-	if err != nil {
-		return nil, err
+	return b.answer(ctx, ask)
+}
+
+// answer returns what owners say: what they were asked for the whole call, or are now.
+func (b ownedBlock) answer(ctx context.Context, ask request) (*answer, error) {
+	var a *ownedAnswer
+	if in, ok := ctx.Value(inquiryKey{}).(*inquiry); ok {
+		a = in.answers[b.block.Meta.ULID]
 	}
-	out.streams = [][][]byte{got.frames}
-	for _, text := range got.warnings {
+	if a == nil { // its owners have changed since
+		in := newInquiry(ctx, b.owners, b.tenant, ask)
+		a = in.add(b.block, b.peers)
+		defer in.begin(ctx)()
+	}
+	select {
+	case <-a.settled:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	if a.err != nil {
+		return nil, a.err
+	}
+	out := &answer{within: ask.timeRange, values: a.got.values, streams: [][][]byte{a.got.frames}, dropped: func(int) {}}
+	for _, text := range a.got.warnings {
 		out.warnings.Add(errors.New(text))
 	}
 	return out, nil
-}
-
-// receive returns the series that one owner sends.
-func (b ownedBlock) receive(ctx context.Context, client queryv1.BlocksServiceClient, req *queryv1.SelectBlockRequest, heard func()) (got part, err error) {
-	stream, err := client.SelectBlock(ctx, req)
-	if err != nil {
-		return got, err
-	}
-	for last := false; ; {
-		message, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			if !last {
-				err = errCutShort
-			} else {
-				err = nil
-			}
-			return got, err
-		}
-		if err != nil {
-			return got, err
-		}
-		heard()
-		last = message.GetLast()
-		got.warnings = append(got.warnings, message.GetWarnings()...)
-		frame := message.GetFrame()
-		if err := b.charge(ctx, len(frame), message.GetFetchedBytes()); err != nil {
-			return got, err
-		}
-		if len(frame) > 0 {
-			got.frames = append(got.frames, frame)
-		}
-	}
 }
 
 // ownedLabels answers for labels.
@@ -184,9 +170,9 @@ func newOwnedLabels[R storage.LabelQuerier](b ownedBlock, own func(context.Conte
 
 // LabelValues implements storage.LabelQuerier.
 func (r ownedLabels) LabelValues(ctx context.Context, name string, hints *storage.LabelHints, matchers ...*labels.Matcher) ([]string, annotations.Annotations, error) {
-	values, warnings, err := r.ask(ctx, name, hints, matchers)
+	got, err := r.labels(ctx, labelValues, name, hints, matchers)
 	if err == nil {
-		return values, warnings, nil
+		return slices.Clip(got.values), got.warnings, nil
 	}
 	q, err := r.labelsHere(ctx, err)
 	if err != nil {
@@ -197,9 +183,9 @@ func (r ownedLabels) LabelValues(ctx context.Context, name string, hints *storag
 
 // LabelNames implements storage.LabelQuerier.
 func (r ownedLabels) LabelNames(ctx context.Context, hints *storage.LabelHints, matchers ...*labels.Matcher) ([]string, annotations.Annotations, error) {
-	values, warnings, err := r.ask(ctx, "", hints, matchers)
+	got, err := r.labels(ctx, labelNames, "", hints, matchers)
 	if err == nil {
-		return values, warnings, nil
+		return slices.Clip(got.values), got.warnings, nil
 	}
 	q, err := r.labelsHere(ctx, err)
 	if err != nil {
@@ -211,39 +197,19 @@ func (r ownedLabels) LabelNames(ctx context.Context, hints *storage.LabelHints, 
 // Close implements storage.LabelQuerier. There is nothing to close.
 func (ownedLabels) Close() error { return nil }
 
+// labels asks for the names or values of labels.
+func (b ownedBlock) labels(ctx context.Context, kind requestKind, name string, hints *storage.LabelHints, matchers []*labels.Matcher) (*answer, error) {
+	ask := request{timeRange: b.within, kind: kind, name: name, matchers: matchers}
+	if hints != nil {
+		ask.limit = hints.Limit
+	}
+	return b.answer(ctx, ask)
+}
+
 // labelsHere opens the block here, if it is to be, after its owners failed with err.
 func (r ownedLabels) labelsHere(ctx context.Context, err error) (storage.LabelQuerier, error) {
 	if err := r.fallBack(ctx, err); err != nil {
 		return nil, err
 	}
 	return r.ownLabels(ctx)
-}
-
-func (b ownedBlock) ask(ctx context.Context, name string, hints *storage.LabelHints, matchers []*labels.Matcher) ([]string, annotations.Annotations, error) {
-	req := &queryv1.LabelsOfBlockRequest{
-		Tenant: string(b.tenant), Block: blockToProto(b.block), MinMs: b.within.mint, MaxMs: b.within.maxt,
-		Name: name, Matchers: wire.MatchersToProto(matchers),
-	}
-	if hints != nil {
-		req.Limit = uint32(max(hints.Limit, 0)) //nolint:gosec // a bound above 4 G is none
-	}
-	got, err := askOwners(ctx, b.owners, b.peers, patience{limit: labelsAfter}, func(ctx context.Context, client queryv1.BlocksServiceClient, _ func()) (part, error) {
-		message, err := client.LabelsOfBlock(ctx, req)
-		if err != nil {
-			return part{}, err
-		}
-		size := 0
-		for _, value := range message.GetValues() {
-			size += len(value)
-		}
-		return part{values: message.GetValues(), warnings: message.GetWarnings()}, b.charge(ctx, size, message.GetFetchedBytes())
-	})
-	if err != nil {
-		return nil, nil, err
-	}
-	var warnings annotations.Annotations
-	for _, text := range got.warnings {
-		warnings.Add(errors.New(text))
-	}
-	return slices.Clip(got.values), warnings, nil
 }

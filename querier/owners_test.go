@@ -5,16 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/oklog/ulid/v2"
@@ -247,7 +244,9 @@ func (q *sharer) requireCount(t testing.TB, metric string, mint, maxt int64, wan
 	require.Equal(t, want, got)
 }
 
-func (q *sharer) fallbacks() int { return int(testutil.ToFloat64(q.owners.metrics.fallbacks)) }
+func (r *rig) fallbacks(reason string) int {
+	return int(testutil.ToFloat64(r.owners.metrics.fallbacks.WithLabelValues(reason)))
+}
 
 func TestEachBlockIsFetchedByItsOwnersAlone(t *testing.T) {
 	s := newSharing(t, 5)
@@ -261,7 +260,7 @@ func TestEachBlockIsFetchedByItsOwnersAlone(t *testing.T) {
 		for _, read := range q.tally.blocks() {
 			readers[read]++
 		}
-		require.Zero(t, q.fallbacks())
+		require.Zero(t, q.fallbacks(fallbackFailed))
 	}
 	for _, block := range blocks {
 		owners := s.owners(alice, block)
@@ -298,7 +297,7 @@ func TestBlockWhoseOwnersAreAllDownIsReadByWhoeverNeedsIt(t *testing.T) {
 	}
 	asker.requireCount(t, "a", 0, hour-1, 60)
 	require.Equal(t, []string{string(alice) + "/" + block.String()}, asker.tally.blocks())
-	require.Equal(t, 1, asker.fallbacks())
+	require.Equal(t, 1, asker.fallbacks(fallbackFailed))
 	got := asker.get(alice, "/api/v1/label/__name__/values")
 	require.JSONEq(t, `["a","b"]`, string(got.Data))
 }
@@ -316,7 +315,7 @@ func TestBlocksOfAQuerierThatHasGoneHaveOtherOwners(t *testing.T) {
 	for _, q := range s.sharers {
 		if q != gone {
 			q.requireCount(t, "a", 0, 6*hour-1, 360)
-			require.Zero(t, q.fallbacks())
+			require.Zero(t, q.fallbacks(fallbackFailed))
 		}
 	}
 	for _, block := range blocks {
@@ -353,7 +352,7 @@ func TestOwnerReadsBlocksThatItHasNotHeardOf(t *testing.T) {
 	}
 	asker.requireCount(t, "a", 0, hour-1, 60)
 	require.Empty(t, asker.tally.blocks())
-	require.Zero(t, asker.fallbacks())
+	require.Zero(t, asker.fallbacks(fallbackFailed))
 }
 
 func TestBlockThatIsGoneFailsTheQueryAndSaysSo(t *testing.T) {
@@ -383,7 +382,7 @@ func TestWhatOwnersSendAndFetchIsChargedToTheQuery(t *testing.T) {
 		_, err = count(t, withAccount(as(bob), newAccount(bob, limits)), asker.Queryable(), "a", 0, hour-1)
 		var limit *limitError
 		require.ErrorAs(t, err, &limit)
-		require.Zero(t, asker.fallbacks(), "it would be refused here as well")
+		require.Zero(t, asker.fallbacks(fallbackFailed))
 		require.NoError(t, s.store.Delete(context.Background(), bob, block))
 	}
 }
@@ -453,7 +452,7 @@ func TestWhatIsHiddenInBlocksOfOthersIsHiddenByWhoAsks(t *testing.T) {
 		q.server.Stop() // the same, read here
 	}
 	require.Equal(t, found, r.counts(alice, start, start+day))
-	require.Positive(t, int(testutil.ToFloat64(r.owners.metrics.fallbacks)))
+	require.Positive(t, r.fallbacks(fallbackFailed))
 }
 
 // extend puts an extension into the meta.json of a block.
@@ -495,117 +494,6 @@ func requireSame(t *testing.T, want, got *rig, span timeRange, hints *storage.Se
 	require.ElementsMatch(t, wantPods, pods)
 }
 
-// ownersOfNobody are owners whose connections are never used.
-func ownersOfNobody() *owners {
-	return newOwners(nil, noConns{}, slog.New(slog.DiscardHandler), nil)
-}
-
-type noConns struct{}
-
-func (noConns) Conn(string) (grpc.ClientConnInterface, error) { return nil, nil }
-
-func TestOwnersAreAskedOneAfterTheOther(t *testing.T) {
-	peers := []cluster.Peer{{ID: "first"}, {ID: "second"}}
-	type step struct {
-		after time.Duration // of silence; then
-		err   error
-	}
-	broken := errors.New("broken")
-	for _, c := range []struct {
-		name   string
-		steps  []step // of the peers, in the order in which they are asked
-		talks  bool   // the first one says that it is at work
-		want   int    // who answered; 0 is nobody
-		asked  int
-		within time.Duration
-	}{
-		{"the first answers", []step{{time.Second, nil}}, false, 1, 1, time.Second},
-		{"the first fails", []step{{time.Second, broken}, {time.Second, nil}}, false, 2, 2, 2 * time.Second},
-		{"both fail", []step{{0, broken}, {0, broken}}, false, 0, 2, 0},
-		{"the first is silent", []step{{time.Hour, nil}, {time.Second, nil}}, false, 2, 2, silentAfter + time.Second},
-		{"the first is slower than the second has patience", []step{{silentAfter + time.Second, nil}, {time.Minute, nil}}, false, 1, 2, silentAfter + time.Second},
-		{"both are silent", []step{{time.Hour, nil}, {time.Hour, nil}}, false, 0, 2, 2 * silentAfter},
-		{"the first is at work for long", []step{{time.Minute, nil}}, true, 1, 1, time.Minute},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				var mu sync.Mutex
-				asked := 0
-				start := time.Now()
-				got, err := askOwners(t.Context(), ownersOfNobody(), peers, patience{limit: silentAfter, blame: true}, func(ctx context.Context, _ queryv1.BlocksServiceClient, heard func()) (int, error) {
-					mu.Lock()
-					step := c.steps[asked]
-					asked++
-					me := asked
-					mu.Unlock()
-					for left := step.after; left > 0; left -= time.Second {
-						select {
-						case <-time.After(min(left, time.Second)):
-						case <-ctx.Done():
-							return 0, ctx.Err()
-						}
-						if c.talks {
-							heard()
-						}
-					}
-					return me, step.err
-				})
-				require.Equal(t, c.want == 0, err != nil, "%v", err)
-				if err == nil {
-					require.Equal(t, c.want, got)
-				}
-				require.Equal(t, c.asked, asked)
-				require.Equal(t, c.within, time.Since(start))
-			})
-		})
-	}
-}
-
-func TestOnlyTheAnswerThatCountsIsHeld(t *testing.T) {
-	peers := []cluster.Peer{{ID: "first"}, {ID: "second"}}
-	for _, c := range []struct {
-		name  string
-		first error // nil: it hangs
-		held  int64 // by the query in the end
-		fails bool
-		limit int64
-		own   [2]int64 // what the first and the second hold
-	}{
-		{name: "the first one fails", first: errCutShort, held: 60, limit: 100, own: [2]int64{60, 60}},
-		{name: "the first one hangs", held: 60, own: [2]int64{60, 60}},
-		{name: "the first one hangs and leaves too little", limit: 100, own: [2]int64{60, 60}, fails: true},
-		{name: "both are too large", first: errCutShort, limit: 50, own: [2]int64{40, 60}, fails: true},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				whole := newAccount(alice, tenant.Limits{MaxQueryBytes: c.limit})
-				var asked atomic.Int32
-				b := ownedBlock{owners: ownersOfNobody()}
-				_, err := askOwners(withAccount(t.Context(), whole), b.owners, peers, patience{limit: silentAfter, blame: true}, func(ctx context.Context, _ queryv1.BlocksServiceClient, _ func()) (int, error) {
-					me := asked.Add(1)
-					if err := b.charge(ctx, int(c.own[me-1]), 1); err != nil {
-						return 0, err
-					}
-					if me == 2 {
-						return 2, nil
-					}
-					if c.first == nil {
-						<-ctx.Done()
-						return 0, ctx.Err()
-					}
-					return 0, c.first
-				})
-				require.Equal(t, c.fails, err != nil, "%v", err)
-				require.Equal(t, c.held, whole.held.Load())
-				require.EqualValues(t, 2, whole.fetched.Load(), "it was fetched for the query")
-				if c.name == "the first one hangs and leaves too little" {
-					require.ErrorIs(t, err, errSilent, "the block is read here")
-				}
-			})
-		})
-	}
-}
-
 func TestAnswerThatWasCutShortCountsForNothing(t *testing.T) {
 	s := newSharing(t, 3)
 	block := s.upload(alice, 1)[0]
@@ -618,7 +506,7 @@ func TestAnswerThatWasCutShortCountsForNothing(t *testing.T) {
 		go func() { _ = q.server.Serve(q.listener) }() // it ends with Stop
 	}
 	asker.requireCount(t, "a", 0, hour-1, 60)
-	require.Equal(t, 1, asker.fallbacks())
+	require.Equal(t, 1, asker.fallbacks(fallbackFailed))
 }
 
 func TestAnAnswerThatIsTooLargeIsReadHereAndNobodyIsToBlame(t *testing.T) {
@@ -635,25 +523,9 @@ func TestAnAnswerThatIsTooLargeIsReadHereAndNobodyIsToBlame(t *testing.T) {
 	asker.requireCount(t, "a", 0, hour-1, 60)
 	got := asker.get(alice, "/api/v1/label/__name__/values")
 	require.JSONEq(t, `["a","b"]`, string(got.Data))
-	require.Equal(t, 2, asker.fallbacks())
+	require.Equal(t, 2, asker.fallbacks(fallbackSize))
 	require.Equal(t, 2, int(testutil.ToFloat64(asker.owners.metrics.requests.WithLabelValues("error"))), "the second owner could not send it, either")
 	require.Len(t, asker.owners.of(alice, block), 2)
-}
-
-func TestAnOwnerIsAvoidedForSilenceOnlyIfItWouldSayThatItWorks(t *testing.T) {
-	peers := []cluster.Peer{{ID: "first"}, {ID: "second"}}
-	for _, waits := range []patience{{silentAfter, true}, {labelsAfter, false}} {
-		synctest.Test(t, func(t *testing.T) {
-			o := ownersOfNobody()
-			_, err := askOwners(t.Context(), o, peers, waits, func(ctx context.Context, _ queryv1.BlocksServiceClient, _ func()) (int, error) {
-				<-ctx.Done()
-				return 0, ctx.Err()
-			})
-			require.ErrorIs(t, err, errSilent)
-			require.Equal(t, waits.blame, len(o.avoided.until) == 2)
-			require.Equal(t, !waits.blame, len(o.avoided.until) == 0)
-		})
-	}
 }
 
 // cutShort is an owner that ends its answers in the middle, without an error.
@@ -661,8 +533,8 @@ type cutShort struct {
 	queryv1.UnimplementedBlocksServiceServer
 }
 
-func (cutShort) SelectBlock(_ *queryv1.SelectBlockRequest, stream grpc.ServerStreamingServer[queryv1.SelectBlockResponse]) error {
-	return stream.Send(&queryv1.SelectBlockResponse{})
+func (cutShort) ReadBlocks(_ *queryv1.ReadBlocksRequest, stream grpc.ServerStreamingServer[queryv1.ReadBlocksResponse]) error {
+	return stream.Send(&queryv1.ReadBlocksResponse{})
 }
 
 // BenchmarkBlocksOfOthers measures a selector of one series in 200 blocks, all pages of

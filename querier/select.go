@@ -277,7 +277,9 @@ func (s *session[R]) labelCall(ctx context.Context, ask request, call func(conte
 	for i, text := range all {
 		all[i] = strings.Clone(text)
 	}
-	ofBlocks, err := labelsOfBlocks(ctx, s, found, ask, func(ctx context.Context, r R) ([]string, error) {
+	asked, stop := askOwners(ctx, s, found, ask)
+	defer stop()
+	ofBlocks, err := labelsOfBlocks(asked, s, found, ask, func(ctx context.Context, r R) ([]string, error) {
 		values, _, err := call(ctx, r)
 		return values, err
 	})
@@ -312,8 +314,10 @@ func selectFrom[R reader, T labelled](ctx context.Context, s *session[R], hints 
 			set.err = err
 			return
 		}
-		sources, err := selectBlocks(background, s, found, ask, func(r R, hints *storage.SelectHints, ms []*labels.Matcher) seriesSet[T] {
-			return begin(background, r, hints, ms)
+		asked, stop := askOwners(background, s, found, ask)
+		defer stop()
+		sources, err := selectBlocks(asked, s, found, ask, func(r R, hints *storage.SelectHints, ms []*labels.Matcher) seriesSet[T] {
+			return begin(asked, r, hints, ms)
 		})
 		if err != nil {
 			set.err = reported(ctx, err)

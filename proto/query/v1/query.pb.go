@@ -78,6 +78,69 @@ func (Matcher_Type) EnumDescriptor() ([]byte, []int) {
 	return file_query_v1_query_proto_rawDescGZIP(), []int{0, 0}
 }
 
+type ReadBlocksRequest_Kind int32
+
+const (
+	ReadBlocksRequest_KIND_UNSPECIFIED ReadBlocksRequest_Kind = 0
+	// KIND_CHUNKS: series and their chunks.
+	ReadBlocksRequest_KIND_CHUNKS ReadBlocksRequest_Kind = 1
+	// KIND_SERIES: series without chunks.
+	ReadBlocksRequest_KIND_SERIES      ReadBlocksRequest_Kind = 2
+	ReadBlocksRequest_KIND_LABEL_NAMES ReadBlocksRequest_Kind = 3
+	// KIND_LABEL_VALUES: of the label name.
+	ReadBlocksRequest_KIND_LABEL_VALUES ReadBlocksRequest_Kind = 4
+	// KIND_PAGES: nothing. What series and their chunks need is fetched from the object
+	// store, to be at hand for what is asked next.
+	ReadBlocksRequest_KIND_PAGES ReadBlocksRequest_Kind = 5
+)
+
+// Enum value maps for ReadBlocksRequest_Kind.
+var (
+	ReadBlocksRequest_Kind_name = map[int32]string{
+		0: "KIND_UNSPECIFIED",
+		1: "KIND_CHUNKS",
+		2: "KIND_SERIES",
+		3: "KIND_LABEL_NAMES",
+		4: "KIND_LABEL_VALUES",
+		5: "KIND_PAGES",
+	}
+	ReadBlocksRequest_Kind_value = map[string]int32{
+		"KIND_UNSPECIFIED":  0,
+		"KIND_CHUNKS":       1,
+		"KIND_SERIES":       2,
+		"KIND_LABEL_NAMES":  3,
+		"KIND_LABEL_VALUES": 4,
+		"KIND_PAGES":        5,
+	}
+)
+
+func (x ReadBlocksRequest_Kind) Enum() *ReadBlocksRequest_Kind {
+	p := new(ReadBlocksRequest_Kind)
+	*p = x
+	return p
+}
+
+func (x ReadBlocksRequest_Kind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ReadBlocksRequest_Kind) Descriptor() protoreflect.EnumDescriptor {
+	return file_query_v1_query_proto_enumTypes[1].Descriptor()
+}
+
+func (ReadBlocksRequest_Kind) Type() protoreflect.EnumType {
+	return &file_query_v1_query_proto_enumTypes[1]
+}
+
+func (x ReadBlocksRequest_Kind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ReadBlocksRequest_Kind.Descriptor instead.
+func (ReadBlocksRequest_Kind) EnumDescriptor() ([]byte, []int) {
+	return file_query_v1_query_proto_rawDescGZIP(), []int{29, 0}
+}
+
 // Matcher is one condition on a label.
 type Matcher struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1875,41 +1938,43 @@ func (x *Block) GetExternalLabels() []*Label {
 	return nil
 }
 
-// SelectBlockRequest asks a querier for series of a block that it owns.
-type SelectBlockRequest struct {
+// ReadBlocksRequest asks a querier for what is in blocks that it owns.
+type ReadBlocksRequest struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Tenant string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
-	Block  *Block                 `protobuf:"bytes,2,opt,name=block,proto3" json:"block,omitempty"`
+	// blocks are 1,024 at most, in the order in which their answers are needed.
+	Blocks []*Block `protobuf:"bytes,2,rep,name=blocks,proto3" json:"blocks,omitempty"`
 	// min_ms and max_ms are inclusive.
 	MinMs    int64      `protobuf:"varint,3,opt,name=min_ms,json=minMs,proto3" json:"min_ms,omitempty"`
 	MaxMs    int64      `protobuf:"varint,4,opt,name=max_ms,json=maxMs,proto3" json:"max_ms,omitempty"`
 	Matchers []*Matcher `protobuf:"bytes,5,rep,name=matchers,proto3" json:"matchers,omitempty"`
-	// limit bounds the series; 0 does not.
-	Limit uint32 `protobuf:"varint,6,opt,name=limit,proto3" json:"limit,omitempty"`
-	// labels_only leaves the chunks out.
-	LabelsOnly bool `protobuf:"varint,7,opt,name=labels_only,json=labelsOnly,proto3" json:"labels_only,omitempty"`
+	// limit bounds the series or labels of each block; 0 does not.
+	Limit uint32                 `protobuf:"varint,6,opt,name=limit,proto3" json:"limit,omitempty"`
+	Kind  ReadBlocksRequest_Kind `protobuf:"varint,7,opt,name=kind,proto3,enum=hundredfold.query.v1.ReadBlocksRequest_Kind" json:"kind,omitempty"`
+	// name is the label of which the values are asked.
+	Name string `protobuf:"bytes,8,opt,name=name,proto3" json:"name,omitempty"`
 	// shard_index and shard_count select the series whose hash is shard_index modulo
 	// shard_count; with shard_count 0 all are.
-	ShardIndex    uint64 `protobuf:"varint,8,opt,name=shard_index,json=shardIndex,proto3" json:"shard_index,omitempty"`
-	ShardCount    uint64 `protobuf:"varint,9,opt,name=shard_count,json=shardCount,proto3" json:"shard_count,omitempty"`
+	ShardIndex    uint64 `protobuf:"varint,9,opt,name=shard_index,json=shardIndex,proto3" json:"shard_index,omitempty"`
+	ShardCount    uint64 `protobuf:"varint,10,opt,name=shard_count,json=shardCount,proto3" json:"shard_count,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *SelectBlockRequest) Reset() {
-	*x = SelectBlockRequest{}
+func (x *ReadBlocksRequest) Reset() {
+	*x = ReadBlocksRequest{}
 	mi := &file_query_v1_query_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *SelectBlockRequest) String() string {
+func (x *ReadBlocksRequest) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*SelectBlockRequest) ProtoMessage() {}
+func (*ReadBlocksRequest) ProtoMessage() {}
 
-func (x *SelectBlockRequest) ProtoReflect() protoreflect.Message {
+func (x *ReadBlocksRequest) ProtoReflect() protoreflect.Message {
 	mi := &file_query_v1_query_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -1921,265 +1986,118 @@ func (x *SelectBlockRequest) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use SelectBlockRequest.ProtoReflect.Descriptor instead.
-func (*SelectBlockRequest) Descriptor() ([]byte, []int) {
+// Deprecated: Use ReadBlocksRequest.ProtoReflect.Descriptor instead.
+func (*ReadBlocksRequest) Descriptor() ([]byte, []int) {
 	return file_query_v1_query_proto_rawDescGZIP(), []int{29}
 }
 
-func (x *SelectBlockRequest) GetTenant() string {
+func (x *ReadBlocksRequest) GetTenant() string {
 	if x != nil {
 		return x.Tenant
 	}
 	return ""
 }
 
-func (x *SelectBlockRequest) GetBlock() *Block {
+func (x *ReadBlocksRequest) GetBlocks() []*Block {
 	if x != nil {
-		return x.Block
+		return x.Blocks
 	}
 	return nil
 }
 
-func (x *SelectBlockRequest) GetMinMs() int64 {
+func (x *ReadBlocksRequest) GetMinMs() int64 {
 	if x != nil {
 		return x.MinMs
 	}
 	return 0
 }
 
-func (x *SelectBlockRequest) GetMaxMs() int64 {
+func (x *ReadBlocksRequest) GetMaxMs() int64 {
 	if x != nil {
 		return x.MaxMs
 	}
 	return 0
 }
 
-func (x *SelectBlockRequest) GetMatchers() []*Matcher {
+func (x *ReadBlocksRequest) GetMatchers() []*Matcher {
 	if x != nil {
 		return x.Matchers
 	}
 	return nil
 }
 
-func (x *SelectBlockRequest) GetLimit() uint32 {
+func (x *ReadBlocksRequest) GetLimit() uint32 {
 	if x != nil {
 		return x.Limit
 	}
 	return 0
 }
 
-func (x *SelectBlockRequest) GetLabelsOnly() bool {
+func (x *ReadBlocksRequest) GetKind() ReadBlocksRequest_Kind {
 	if x != nil {
-		return x.LabelsOnly
+		return x.Kind
 	}
-	return false
+	return ReadBlocksRequest_KIND_UNSPECIFIED
 }
 
-func (x *SelectBlockRequest) GetShardIndex() uint64 {
-	if x != nil {
-		return x.ShardIndex
-	}
-	return 0
-}
-
-func (x *SelectBlockRequest) GetShardCount() uint64 {
-	if x != nil {
-		return x.ShardCount
-	}
-	return 0
-}
-
-// SelectBlockResponse is a part of an answer. One without anything in it says that the
-// querier is at work. An answer is whole if and only if its last part says so.
-type SelectBlockResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// frame holds series and chunks, as internal/frame encodes them.
-	Frame    []byte   `protobuf:"bytes,1,opt,name=frame,proto3" json:"frame,omitempty"`
-	Warnings []string `protobuf:"bytes,2,rep,name=warnings,proto3" json:"warnings,omitempty"`
-	// fetched_bytes came from the object store for this request since the last part.
-	FetchedBytes  uint64 `protobuf:"varint,3,opt,name=fetched_bytes,json=fetchedBytes,proto3" json:"fetched_bytes,omitempty"`
-	Last          bool   `protobuf:"varint,4,opt,name=last,proto3" json:"last,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *SelectBlockResponse) Reset() {
-	*x = SelectBlockResponse{}
-	mi := &file_query_v1_query_proto_msgTypes[30]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *SelectBlockResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*SelectBlockResponse) ProtoMessage() {}
-
-func (x *SelectBlockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_query_v1_query_proto_msgTypes[30]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use SelectBlockResponse.ProtoReflect.Descriptor instead.
-func (*SelectBlockResponse) Descriptor() ([]byte, []int) {
-	return file_query_v1_query_proto_rawDescGZIP(), []int{30}
-}
-
-func (x *SelectBlockResponse) GetFrame() []byte {
-	if x != nil {
-		return x.Frame
-	}
-	return nil
-}
-
-func (x *SelectBlockResponse) GetWarnings() []string {
-	if x != nil {
-		return x.Warnings
-	}
-	return nil
-}
-
-func (x *SelectBlockResponse) GetFetchedBytes() uint64 {
-	if x != nil {
-		return x.FetchedBytes
-	}
-	return 0
-}
-
-func (x *SelectBlockResponse) GetLast() bool {
-	if x != nil {
-		return x.Last
-	}
-	return false
-}
-
-// LabelsOfBlockRequest asks for the values of the label name, or for all label names if
-// it is empty.
-type LabelsOfBlockRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Tenant        string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
-	Block         *Block                 `protobuf:"bytes,2,opt,name=block,proto3" json:"block,omitempty"`
-	MinMs         int64                  `protobuf:"varint,3,opt,name=min_ms,json=minMs,proto3" json:"min_ms,omitempty"`
-	MaxMs         int64                  `protobuf:"varint,4,opt,name=max_ms,json=maxMs,proto3" json:"max_ms,omitempty"`
-	Name          string                 `protobuf:"bytes,5,opt,name=name,proto3" json:"name,omitempty"`
-	Matchers      []*Matcher             `protobuf:"bytes,6,rep,name=matchers,proto3" json:"matchers,omitempty"`
-	Limit         uint32                 `protobuf:"varint,7,opt,name=limit,proto3" json:"limit,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *LabelsOfBlockRequest) Reset() {
-	*x = LabelsOfBlockRequest{}
-	mi := &file_query_v1_query_proto_msgTypes[31]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *LabelsOfBlockRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*LabelsOfBlockRequest) ProtoMessage() {}
-
-func (x *LabelsOfBlockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_query_v1_query_proto_msgTypes[31]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use LabelsOfBlockRequest.ProtoReflect.Descriptor instead.
-func (*LabelsOfBlockRequest) Descriptor() ([]byte, []int) {
-	return file_query_v1_query_proto_rawDescGZIP(), []int{31}
-}
-
-func (x *LabelsOfBlockRequest) GetTenant() string {
-	if x != nil {
-		return x.Tenant
-	}
-	return ""
-}
-
-func (x *LabelsOfBlockRequest) GetBlock() *Block {
-	if x != nil {
-		return x.Block
-	}
-	return nil
-}
-
-func (x *LabelsOfBlockRequest) GetMinMs() int64 {
-	if x != nil {
-		return x.MinMs
-	}
-	return 0
-}
-
-func (x *LabelsOfBlockRequest) GetMaxMs() int64 {
-	if x != nil {
-		return x.MaxMs
-	}
-	return 0
-}
-
-func (x *LabelsOfBlockRequest) GetName() string {
+func (x *ReadBlocksRequest) GetName() string {
 	if x != nil {
 		return x.Name
 	}
 	return ""
 }
 
-func (x *LabelsOfBlockRequest) GetMatchers() []*Matcher {
+func (x *ReadBlocksRequest) GetShardIndex() uint64 {
 	if x != nil {
-		return x.Matchers
-	}
-	return nil
-}
-
-func (x *LabelsOfBlockRequest) GetLimit() uint32 {
-	if x != nil {
-		return x.Limit
+		return x.ShardIndex
 	}
 	return 0
 }
 
-// LabelsOfBlockResponse has names or values, sorted.
-type LabelsOfBlockResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Values        []string               `protobuf:"bytes,1,rep,name=values,proto3" json:"values,omitempty"`
-	Warnings      []string               `protobuf:"bytes,2,rep,name=warnings,proto3" json:"warnings,omitempty"`
-	FetchedBytes  uint64                 `protobuf:"varint,3,opt,name=fetched_bytes,json=fetchedBytes,proto3" json:"fetched_bytes,omitempty"`
+func (x *ReadBlocksRequest) GetShardCount() uint64 {
+	if x != nil {
+		return x.ShardCount
+	}
+	return 0
+}
+
+// ReadBlocksResponse is a part of the answer for one block. One without anything in it says
+// that the querier is at work. The answer for a block is whole if and only if its last part says
+// so, and not at all if one says that it failed.
+type ReadBlocksResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// block is the place of the block in the request.
+	Block uint32 `protobuf:"varint,1,opt,name=block,proto3" json:"block,omitempty"`
+	// frame holds series and chunks, as internal/frame encodes them.
+	Frame []byte `protobuf:"bytes,2,opt,name=frame,proto3" json:"frame,omitempty"`
+	// values are label names or values.
+	Values   []string `protobuf:"bytes,3,rep,name=values,proto3" json:"values,omitempty"`
+	Warnings []string `protobuf:"bytes,4,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	Last     bool     `protobuf:"varint,5,opt,name=last,proto3" json:"last,omitempty"`
+	// failure says why the block cannot be read; others may be.
+	Failure string `protobuf:"bytes,6,opt,name=failure,proto3" json:"failure,omitempty"`
+	// fetched_bytes came from the object store for this request since the last part, whatever
+	// the block.
+	FetchedBytes  uint64 `protobuf:"varint,7,opt,name=fetched_bytes,json=fetchedBytes,proto3" json:"fetched_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *LabelsOfBlockResponse) Reset() {
-	*x = LabelsOfBlockResponse{}
-	mi := &file_query_v1_query_proto_msgTypes[32]
+func (x *ReadBlocksResponse) Reset() {
+	*x = ReadBlocksResponse{}
+	mi := &file_query_v1_query_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *LabelsOfBlockResponse) String() string {
+func (x *ReadBlocksResponse) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*LabelsOfBlockResponse) ProtoMessage() {}
+func (*ReadBlocksResponse) ProtoMessage() {}
 
-func (x *LabelsOfBlockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_query_v1_query_proto_msgTypes[32]
+func (x *ReadBlocksResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_query_v1_query_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2190,26 +2108,54 @@ func (x *LabelsOfBlockResponse) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use LabelsOfBlockResponse.ProtoReflect.Descriptor instead.
-func (*LabelsOfBlockResponse) Descriptor() ([]byte, []int) {
-	return file_query_v1_query_proto_rawDescGZIP(), []int{32}
+// Deprecated: Use ReadBlocksResponse.ProtoReflect.Descriptor instead.
+func (*ReadBlocksResponse) Descriptor() ([]byte, []int) {
+	return file_query_v1_query_proto_rawDescGZIP(), []int{30}
 }
 
-func (x *LabelsOfBlockResponse) GetValues() []string {
+func (x *ReadBlocksResponse) GetBlock() uint32 {
+	if x != nil {
+		return x.Block
+	}
+	return 0
+}
+
+func (x *ReadBlocksResponse) GetFrame() []byte {
+	if x != nil {
+		return x.Frame
+	}
+	return nil
+}
+
+func (x *ReadBlocksResponse) GetValues() []string {
 	if x != nil {
 		return x.Values
 	}
 	return nil
 }
 
-func (x *LabelsOfBlockResponse) GetWarnings() []string {
+func (x *ReadBlocksResponse) GetWarnings() []string {
 	if x != nil {
 		return x.Warnings
 	}
 	return nil
 }
 
-func (x *LabelsOfBlockResponse) GetFetchedBytes() uint64 {
+func (x *ReadBlocksResponse) GetLast() bool {
+	if x != nil {
+		return x.Last
+	}
+	return false
+}
+
+func (x *ReadBlocksResponse) GetFailure() string {
+	if x != nil {
+		return x.Failure
+	}
+	return ""
+}
+
+func (x *ReadBlocksResponse) GetFetchedBytes() uint64 {
 	if x != nil {
 		return x.FetchedBytes
 	}
@@ -2355,37 +2301,37 @@ const file_query_v1_query_proto_rawDesc = "" +
 	"\x06max_ms\x18\x03 \x01(\x03R\x05maxMs\x12\x16\n" +
 	"\x06series\x18\x04 \x01(\x04R\x06series\x12\x16\n" +
 	"\x06chunks\x18\x05 \x01(\x04R\x06chunks\x12D\n" +
-	"\x0fexternal_labels\x18\x06 \x03(\v2\x1b.hundredfold.query.v1.LabelR\x0eexternalLabels\"\xc1\x02\n" +
-	"\x12SelectBlockRequest\x12\x16\n" +
-	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x121\n" +
-	"\x05block\x18\x02 \x01(\v2\x1b.hundredfold.query.v1.BlockR\x05block\x12\x15\n" +
+	"\x0fexternal_labels\x18\x06 \x03(\v2\x1b.hundredfold.query.v1.LabelR\x0eexternalLabels\"\xf4\x03\n" +
+	"\x11ReadBlocksRequest\x12\x16\n" +
+	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x123\n" +
+	"\x06blocks\x18\x02 \x03(\v2\x1b.hundredfold.query.v1.BlockR\x06blocks\x12\x15\n" +
 	"\x06min_ms\x18\x03 \x01(\x03R\x05minMs\x12\x15\n" +
 	"\x06max_ms\x18\x04 \x01(\x03R\x05maxMs\x129\n" +
 	"\bmatchers\x18\x05 \x03(\v2\x1d.hundredfold.query.v1.MatcherR\bmatchers\x12\x14\n" +
-	"\x05limit\x18\x06 \x01(\rR\x05limit\x12\x1f\n" +
-	"\vlabels_only\x18\a \x01(\bR\n" +
-	"labelsOnly\x12\x1f\n" +
-	"\vshard_index\x18\b \x01(\x04R\n" +
+	"\x05limit\x18\x06 \x01(\rR\x05limit\x12@\n" +
+	"\x04kind\x18\a \x01(\x0e2,.hundredfold.query.v1.ReadBlocksRequest.KindR\x04kind\x12\x12\n" +
+	"\x04name\x18\b \x01(\tR\x04name\x12\x1f\n" +
+	"\vshard_index\x18\t \x01(\x04R\n" +
 	"shardIndex\x12\x1f\n" +
-	"\vshard_count\x18\t \x01(\x04R\n" +
-	"shardCount\"\x80\x01\n" +
-	"\x13SelectBlockResponse\x12\x14\n" +
-	"\x05frame\x18\x01 \x01(\fR\x05frame\x12\x1a\n" +
-	"\bwarnings\x18\x02 \x03(\tR\bwarnings\x12#\n" +
-	"\rfetched_bytes\x18\x03 \x01(\x04R\ffetchedBytes\x12\x12\n" +
-	"\x04last\x18\x04 \x01(\bR\x04last\"\xf4\x01\n" +
-	"\x14LabelsOfBlockRequest\x12\x16\n" +
-	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x121\n" +
-	"\x05block\x18\x02 \x01(\v2\x1b.hundredfold.query.v1.BlockR\x05block\x12\x15\n" +
-	"\x06min_ms\x18\x03 \x01(\x03R\x05minMs\x12\x15\n" +
-	"\x06max_ms\x18\x04 \x01(\x03R\x05maxMs\x12\x12\n" +
-	"\x04name\x18\x05 \x01(\tR\x04name\x129\n" +
-	"\bmatchers\x18\x06 \x03(\v2\x1d.hundredfold.query.v1.MatcherR\bmatchers\x12\x14\n" +
-	"\x05limit\x18\a \x01(\rR\x05limit\"p\n" +
-	"\x15LabelsOfBlockResponse\x12\x16\n" +
-	"\x06values\x18\x01 \x03(\tR\x06values\x12\x1a\n" +
-	"\bwarnings\x18\x02 \x03(\tR\bwarnings\x12#\n" +
-	"\rfetched_bytes\x18\x03 \x01(\x04R\ffetchedBytes2\x94\x05\n" +
+	"\vshard_count\x18\n" +
+	" \x01(\x04R\n" +
+	"shardCount\"{\n" +
+	"\x04Kind\x12\x14\n" +
+	"\x10KIND_UNSPECIFIED\x10\x00\x12\x0f\n" +
+	"\vKIND_CHUNKS\x10\x01\x12\x0f\n" +
+	"\vKIND_SERIES\x10\x02\x12\x14\n" +
+	"\x10KIND_LABEL_NAMES\x10\x03\x12\x15\n" +
+	"\x11KIND_LABEL_VALUES\x10\x04\x12\x0e\n" +
+	"\n" +
+	"KIND_PAGES\x10\x05\"\xc7\x01\n" +
+	"\x12ReadBlocksResponse\x12\x14\n" +
+	"\x05block\x18\x01 \x01(\rR\x05block\x12\x14\n" +
+	"\x05frame\x18\x02 \x01(\fR\x05frame\x12\x16\n" +
+	"\x06values\x18\x03 \x03(\tR\x06values\x12\x1a\n" +
+	"\bwarnings\x18\x04 \x03(\tR\bwarnings\x12\x12\n" +
+	"\x04last\x18\x05 \x01(\bR\x04last\x12\x18\n" +
+	"\afailure\x18\x06 \x01(\tR\afailure\x12#\n" +
+	"\rfetched_bytes\x18\a \x01(\x04R\ffetchedBytes2\x94\x05\n" +
 	"\rRecentService\x12U\n" +
 	"\x06Select\x12#.hundredfold.query.v1.SelectRequest\x1a$.hundredfold.query.v1.SelectResponse0\x01\x12S\n" +
 	"\x06Labels\x12#.hundredfold.query.v1.LabelsRequest\x1a$.hundredfold.query.v1.LabelsResponse\x12\\\n" +
@@ -2394,12 +2340,12 @@ const file_query_v1_query_proto_rawDesc = "" +
 	"\x05Stats\x12\".hundredfold.query.v1.StatsRequest\x1a#.hundredfold.query.v1.StatsResponse\x12_\n" +
 	"\n" +
 	"Placements\x12'.hundredfold.query.v1.PlacementsRequest\x1a(.hundredfold.query.v1.PlacementsResponse\x12k\n" +
-	"\x0eApplyDeletions\x12+.hundredfold.query.v1.ApplyDeletionsRequest\x1a,.hundredfold.query.v1.ApplyDeletionsResponse2\xad\x03\n" +
+	"\x0eApplyDeletions\x12+.hundredfold.query.v1.ApplyDeletionsRequest\x1a,.hundredfold.query.v1.ApplyDeletionsResponse2\xc0\x02\n" +
 	"\rBlocksService\x12Y\n" +
 	"\bUploaded\x12%.hundredfold.query.v1.UploadedRequest\x1a&.hundredfold.query.v1.UploadedResponse\x12q\n" +
-	"\x10RefreshDeletions\x12-.hundredfold.query.v1.RefreshDeletionsRequest\x1a..hundredfold.query.v1.RefreshDeletionsResponse\x12d\n" +
-	"\vSelectBlock\x12(.hundredfold.query.v1.SelectBlockRequest\x1a).hundredfold.query.v1.SelectBlockResponse0\x01\x12h\n" +
-	"\rLabelsOfBlock\x12*.hundredfold.query.v1.LabelsOfBlockRequest\x1a+.hundredfold.query.v1.LabelsOfBlockResponseB;Z9github.com/hundredfold/hundredfold/proto/query/v1;queryv1b\x06proto3"
+	"\x10RefreshDeletions\x12-.hundredfold.query.v1.RefreshDeletionsRequest\x1a..hundredfold.query.v1.RefreshDeletionsResponse\x12a\n" +
+	"\n" +
+	"ReadBlocks\x12'.hundredfold.query.v1.ReadBlocksRequest\x1a(.hundredfold.query.v1.ReadBlocksResponse0\x01B;Z9github.com/hundredfold/hundredfold/proto/query/v1;queryv1b\x06proto3"
 
 var (
 	file_query_v1_query_proto_rawDescOnce sync.Once
@@ -2413,98 +2359,94 @@ func file_query_v1_query_proto_rawDescGZIP() []byte {
 	return file_query_v1_query_proto_rawDescData
 }
 
-var file_query_v1_query_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_query_v1_query_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_query_v1_query_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_query_v1_query_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_query_v1_query_proto_goTypes = []any{
 	(Matcher_Type)(0),                // 0: hundredfold.query.v1.Matcher.Type
-	(*Matcher)(nil),                  // 1: hundredfold.query.v1.Matcher
-	(*Holding)(nil),                  // 2: hundredfold.query.v1.Holding
-	(*PlacementRef)(nil),             // 3: hundredfold.query.v1.PlacementRef
-	(*SelectRequest)(nil),            // 4: hundredfold.query.v1.SelectRequest
-	(*SelectResponse)(nil),           // 5: hundredfold.query.v1.SelectResponse
-	(*LabelsRequest)(nil),            // 6: hundredfold.query.v1.LabelsRequest
-	(*LabelsResponse)(nil),           // 7: hundredfold.query.v1.LabelsResponse
-	(*ExemplarsRequest)(nil),         // 8: hundredfold.query.v1.ExemplarsRequest
-	(*Selector)(nil),                 // 9: hundredfold.query.v1.Selector
-	(*Label)(nil),                    // 10: hundredfold.query.v1.Label
-	(*ExemplarsResponse)(nil),        // 11: hundredfold.query.v1.ExemplarsResponse
-	(*ExemplarSeries)(nil),           // 12: hundredfold.query.v1.ExemplarSeries
-	(*Exemplar)(nil),                 // 13: hundredfold.query.v1.Exemplar
-	(*MetadataRequest)(nil),          // 14: hundredfold.query.v1.MetadataRequest
-	(*MetadataResponse)(nil),         // 15: hundredfold.query.v1.MetadataResponse
-	(*Metadata)(nil),                 // 16: hundredfold.query.v1.Metadata
-	(*StatsRequest)(nil),             // 17: hundredfold.query.v1.StatsRequest
-	(*StatsResponse)(nil),            // 18: hundredfold.query.v1.StatsResponse
-	(*Count)(nil),                    // 19: hundredfold.query.v1.Count
-	(*PlacementsRequest)(nil),        // 20: hundredfold.query.v1.PlacementsRequest
-	(*PlacementsResponse)(nil),       // 21: hundredfold.query.v1.PlacementsResponse
-	(*UploadedRequest)(nil),          // 22: hundredfold.query.v1.UploadedRequest
-	(*UploadedResponse)(nil),         // 23: hundredfold.query.v1.UploadedResponse
-	(*ApplyDeletionsRequest)(nil),    // 24: hundredfold.query.v1.ApplyDeletionsRequest
-	(*ApplyDeletionsResponse)(nil),   // 25: hundredfold.query.v1.ApplyDeletionsResponse
-	(*CarriedOutDeletion)(nil),       // 26: hundredfold.query.v1.CarriedOutDeletion
-	(*RefreshDeletionsRequest)(nil),  // 27: hundredfold.query.v1.RefreshDeletionsRequest
-	(*RefreshDeletionsResponse)(nil), // 28: hundredfold.query.v1.RefreshDeletionsResponse
-	(*Block)(nil),                    // 29: hundredfold.query.v1.Block
-	(*SelectBlockRequest)(nil),       // 30: hundredfold.query.v1.SelectBlockRequest
-	(*SelectBlockResponse)(nil),      // 31: hundredfold.query.v1.SelectBlockResponse
-	(*LabelsOfBlockRequest)(nil),     // 32: hundredfold.query.v1.LabelsOfBlockRequest
-	(*LabelsOfBlockResponse)(nil),    // 33: hundredfold.query.v1.LabelsOfBlockResponse
+	(ReadBlocksRequest_Kind)(0),      // 1: hundredfold.query.v1.ReadBlocksRequest.Kind
+	(*Matcher)(nil),                  // 2: hundredfold.query.v1.Matcher
+	(*Holding)(nil),                  // 3: hundredfold.query.v1.Holding
+	(*PlacementRef)(nil),             // 4: hundredfold.query.v1.PlacementRef
+	(*SelectRequest)(nil),            // 5: hundredfold.query.v1.SelectRequest
+	(*SelectResponse)(nil),           // 6: hundredfold.query.v1.SelectResponse
+	(*LabelsRequest)(nil),            // 7: hundredfold.query.v1.LabelsRequest
+	(*LabelsResponse)(nil),           // 8: hundredfold.query.v1.LabelsResponse
+	(*ExemplarsRequest)(nil),         // 9: hundredfold.query.v1.ExemplarsRequest
+	(*Selector)(nil),                 // 10: hundredfold.query.v1.Selector
+	(*Label)(nil),                    // 11: hundredfold.query.v1.Label
+	(*ExemplarsResponse)(nil),        // 12: hundredfold.query.v1.ExemplarsResponse
+	(*ExemplarSeries)(nil),           // 13: hundredfold.query.v1.ExemplarSeries
+	(*Exemplar)(nil),                 // 14: hundredfold.query.v1.Exemplar
+	(*MetadataRequest)(nil),          // 15: hundredfold.query.v1.MetadataRequest
+	(*MetadataResponse)(nil),         // 16: hundredfold.query.v1.MetadataResponse
+	(*Metadata)(nil),                 // 17: hundredfold.query.v1.Metadata
+	(*StatsRequest)(nil),             // 18: hundredfold.query.v1.StatsRequest
+	(*StatsResponse)(nil),            // 19: hundredfold.query.v1.StatsResponse
+	(*Count)(nil),                    // 20: hundredfold.query.v1.Count
+	(*PlacementsRequest)(nil),        // 21: hundredfold.query.v1.PlacementsRequest
+	(*PlacementsResponse)(nil),       // 22: hundredfold.query.v1.PlacementsResponse
+	(*UploadedRequest)(nil),          // 23: hundredfold.query.v1.UploadedRequest
+	(*UploadedResponse)(nil),         // 24: hundredfold.query.v1.UploadedResponse
+	(*ApplyDeletionsRequest)(nil),    // 25: hundredfold.query.v1.ApplyDeletionsRequest
+	(*ApplyDeletionsResponse)(nil),   // 26: hundredfold.query.v1.ApplyDeletionsResponse
+	(*CarriedOutDeletion)(nil),       // 27: hundredfold.query.v1.CarriedOutDeletion
+	(*RefreshDeletionsRequest)(nil),  // 28: hundredfold.query.v1.RefreshDeletionsRequest
+	(*RefreshDeletionsResponse)(nil), // 29: hundredfold.query.v1.RefreshDeletionsResponse
+	(*Block)(nil),                    // 30: hundredfold.query.v1.Block
+	(*ReadBlocksRequest)(nil),        // 31: hundredfold.query.v1.ReadBlocksRequest
+	(*ReadBlocksResponse)(nil),       // 32: hundredfold.query.v1.ReadBlocksResponse
 }
 var file_query_v1_query_proto_depIdxs = []int32{
 	0,  // 0: hundredfold.query.v1.Matcher.type:type_name -> hundredfold.query.v1.Matcher.Type
-	3,  // 1: hundredfold.query.v1.Holding.placements:type_name -> hundredfold.query.v1.PlacementRef
-	1,  // 2: hundredfold.query.v1.SelectRequest.matchers:type_name -> hundredfold.query.v1.Matcher
-	2,  // 3: hundredfold.query.v1.SelectResponse.holding:type_name -> hundredfold.query.v1.Holding
-	1,  // 4: hundredfold.query.v1.LabelsRequest.matchers:type_name -> hundredfold.query.v1.Matcher
-	2,  // 5: hundredfold.query.v1.LabelsResponse.holding:type_name -> hundredfold.query.v1.Holding
-	9,  // 6: hundredfold.query.v1.ExemplarsRequest.selectors:type_name -> hundredfold.query.v1.Selector
-	1,  // 7: hundredfold.query.v1.Selector.matchers:type_name -> hundredfold.query.v1.Matcher
-	2,  // 8: hundredfold.query.v1.ExemplarsResponse.holding:type_name -> hundredfold.query.v1.Holding
-	12, // 9: hundredfold.query.v1.ExemplarsResponse.series:type_name -> hundredfold.query.v1.ExemplarSeries
-	10, // 10: hundredfold.query.v1.ExemplarSeries.labels:type_name -> hundredfold.query.v1.Label
-	13, // 11: hundredfold.query.v1.ExemplarSeries.exemplars:type_name -> hundredfold.query.v1.Exemplar
-	10, // 12: hundredfold.query.v1.Exemplar.labels:type_name -> hundredfold.query.v1.Label
-	2,  // 13: hundredfold.query.v1.MetadataResponse.holding:type_name -> hundredfold.query.v1.Holding
-	16, // 14: hundredfold.query.v1.MetadataResponse.metadata:type_name -> hundredfold.query.v1.Metadata
-	2,  // 15: hundredfold.query.v1.StatsResponse.holding:type_name -> hundredfold.query.v1.Holding
-	19, // 16: hundredfold.query.v1.StatsResponse.series_by_metric:type_name -> hundredfold.query.v1.Count
-	19, // 17: hundredfold.query.v1.StatsResponse.series_by_label_value:type_name -> hundredfold.query.v1.Count
-	19, // 18: hundredfold.query.v1.StatsResponse.memory_by_label:type_name -> hundredfold.query.v1.Count
-	19, // 19: hundredfold.query.v1.StatsResponse.values_by_label:type_name -> hundredfold.query.v1.Count
-	26, // 20: hundredfold.query.v1.ApplyDeletionsResponse.done:type_name -> hundredfold.query.v1.CarriedOutDeletion
-	10, // 21: hundredfold.query.v1.Block.external_labels:type_name -> hundredfold.query.v1.Label
-	29, // 22: hundredfold.query.v1.SelectBlockRequest.block:type_name -> hundredfold.query.v1.Block
-	1,  // 23: hundredfold.query.v1.SelectBlockRequest.matchers:type_name -> hundredfold.query.v1.Matcher
-	29, // 24: hundredfold.query.v1.LabelsOfBlockRequest.block:type_name -> hundredfold.query.v1.Block
-	1,  // 25: hundredfold.query.v1.LabelsOfBlockRequest.matchers:type_name -> hundredfold.query.v1.Matcher
-	4,  // 26: hundredfold.query.v1.RecentService.Select:input_type -> hundredfold.query.v1.SelectRequest
-	6,  // 27: hundredfold.query.v1.RecentService.Labels:input_type -> hundredfold.query.v1.LabelsRequest
-	8,  // 28: hundredfold.query.v1.RecentService.Exemplars:input_type -> hundredfold.query.v1.ExemplarsRequest
-	14, // 29: hundredfold.query.v1.RecentService.Metadata:input_type -> hundredfold.query.v1.MetadataRequest
-	17, // 30: hundredfold.query.v1.RecentService.Stats:input_type -> hundredfold.query.v1.StatsRequest
-	20, // 31: hundredfold.query.v1.RecentService.Placements:input_type -> hundredfold.query.v1.PlacementsRequest
-	24, // 32: hundredfold.query.v1.RecentService.ApplyDeletions:input_type -> hundredfold.query.v1.ApplyDeletionsRequest
-	22, // 33: hundredfold.query.v1.BlocksService.Uploaded:input_type -> hundredfold.query.v1.UploadedRequest
-	27, // 34: hundredfold.query.v1.BlocksService.RefreshDeletions:input_type -> hundredfold.query.v1.RefreshDeletionsRequest
-	30, // 35: hundredfold.query.v1.BlocksService.SelectBlock:input_type -> hundredfold.query.v1.SelectBlockRequest
-	32, // 36: hundredfold.query.v1.BlocksService.LabelsOfBlock:input_type -> hundredfold.query.v1.LabelsOfBlockRequest
-	5,  // 37: hundredfold.query.v1.RecentService.Select:output_type -> hundredfold.query.v1.SelectResponse
-	7,  // 38: hundredfold.query.v1.RecentService.Labels:output_type -> hundredfold.query.v1.LabelsResponse
-	11, // 39: hundredfold.query.v1.RecentService.Exemplars:output_type -> hundredfold.query.v1.ExemplarsResponse
-	15, // 40: hundredfold.query.v1.RecentService.Metadata:output_type -> hundredfold.query.v1.MetadataResponse
-	18, // 41: hundredfold.query.v1.RecentService.Stats:output_type -> hundredfold.query.v1.StatsResponse
-	21, // 42: hundredfold.query.v1.RecentService.Placements:output_type -> hundredfold.query.v1.PlacementsResponse
-	25, // 43: hundredfold.query.v1.RecentService.ApplyDeletions:output_type -> hundredfold.query.v1.ApplyDeletionsResponse
-	23, // 44: hundredfold.query.v1.BlocksService.Uploaded:output_type -> hundredfold.query.v1.UploadedResponse
-	28, // 45: hundredfold.query.v1.BlocksService.RefreshDeletions:output_type -> hundredfold.query.v1.RefreshDeletionsResponse
-	31, // 46: hundredfold.query.v1.BlocksService.SelectBlock:output_type -> hundredfold.query.v1.SelectBlockResponse
-	33, // 47: hundredfold.query.v1.BlocksService.LabelsOfBlock:output_type -> hundredfold.query.v1.LabelsOfBlockResponse
-	37, // [37:48] is the sub-list for method output_type
-	26, // [26:37] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	4,  // 1: hundredfold.query.v1.Holding.placements:type_name -> hundredfold.query.v1.PlacementRef
+	2,  // 2: hundredfold.query.v1.SelectRequest.matchers:type_name -> hundredfold.query.v1.Matcher
+	3,  // 3: hundredfold.query.v1.SelectResponse.holding:type_name -> hundredfold.query.v1.Holding
+	2,  // 4: hundredfold.query.v1.LabelsRequest.matchers:type_name -> hundredfold.query.v1.Matcher
+	3,  // 5: hundredfold.query.v1.LabelsResponse.holding:type_name -> hundredfold.query.v1.Holding
+	10, // 6: hundredfold.query.v1.ExemplarsRequest.selectors:type_name -> hundredfold.query.v1.Selector
+	2,  // 7: hundredfold.query.v1.Selector.matchers:type_name -> hundredfold.query.v1.Matcher
+	3,  // 8: hundredfold.query.v1.ExemplarsResponse.holding:type_name -> hundredfold.query.v1.Holding
+	13, // 9: hundredfold.query.v1.ExemplarsResponse.series:type_name -> hundredfold.query.v1.ExemplarSeries
+	11, // 10: hundredfold.query.v1.ExemplarSeries.labels:type_name -> hundredfold.query.v1.Label
+	14, // 11: hundredfold.query.v1.ExemplarSeries.exemplars:type_name -> hundredfold.query.v1.Exemplar
+	11, // 12: hundredfold.query.v1.Exemplar.labels:type_name -> hundredfold.query.v1.Label
+	3,  // 13: hundredfold.query.v1.MetadataResponse.holding:type_name -> hundredfold.query.v1.Holding
+	17, // 14: hundredfold.query.v1.MetadataResponse.metadata:type_name -> hundredfold.query.v1.Metadata
+	3,  // 15: hundredfold.query.v1.StatsResponse.holding:type_name -> hundredfold.query.v1.Holding
+	20, // 16: hundredfold.query.v1.StatsResponse.series_by_metric:type_name -> hundredfold.query.v1.Count
+	20, // 17: hundredfold.query.v1.StatsResponse.series_by_label_value:type_name -> hundredfold.query.v1.Count
+	20, // 18: hundredfold.query.v1.StatsResponse.memory_by_label:type_name -> hundredfold.query.v1.Count
+	20, // 19: hundredfold.query.v1.StatsResponse.values_by_label:type_name -> hundredfold.query.v1.Count
+	27, // 20: hundredfold.query.v1.ApplyDeletionsResponse.done:type_name -> hundredfold.query.v1.CarriedOutDeletion
+	11, // 21: hundredfold.query.v1.Block.external_labels:type_name -> hundredfold.query.v1.Label
+	30, // 22: hundredfold.query.v1.ReadBlocksRequest.blocks:type_name -> hundredfold.query.v1.Block
+	2,  // 23: hundredfold.query.v1.ReadBlocksRequest.matchers:type_name -> hundredfold.query.v1.Matcher
+	1,  // 24: hundredfold.query.v1.ReadBlocksRequest.kind:type_name -> hundredfold.query.v1.ReadBlocksRequest.Kind
+	5,  // 25: hundredfold.query.v1.RecentService.Select:input_type -> hundredfold.query.v1.SelectRequest
+	7,  // 26: hundredfold.query.v1.RecentService.Labels:input_type -> hundredfold.query.v1.LabelsRequest
+	9,  // 27: hundredfold.query.v1.RecentService.Exemplars:input_type -> hundredfold.query.v1.ExemplarsRequest
+	15, // 28: hundredfold.query.v1.RecentService.Metadata:input_type -> hundredfold.query.v1.MetadataRequest
+	18, // 29: hundredfold.query.v1.RecentService.Stats:input_type -> hundredfold.query.v1.StatsRequest
+	21, // 30: hundredfold.query.v1.RecentService.Placements:input_type -> hundredfold.query.v1.PlacementsRequest
+	25, // 31: hundredfold.query.v1.RecentService.ApplyDeletions:input_type -> hundredfold.query.v1.ApplyDeletionsRequest
+	23, // 32: hundredfold.query.v1.BlocksService.Uploaded:input_type -> hundredfold.query.v1.UploadedRequest
+	28, // 33: hundredfold.query.v1.BlocksService.RefreshDeletions:input_type -> hundredfold.query.v1.RefreshDeletionsRequest
+	31, // 34: hundredfold.query.v1.BlocksService.ReadBlocks:input_type -> hundredfold.query.v1.ReadBlocksRequest
+	6,  // 35: hundredfold.query.v1.RecentService.Select:output_type -> hundredfold.query.v1.SelectResponse
+	8,  // 36: hundredfold.query.v1.RecentService.Labels:output_type -> hundredfold.query.v1.LabelsResponse
+	12, // 37: hundredfold.query.v1.RecentService.Exemplars:output_type -> hundredfold.query.v1.ExemplarsResponse
+	16, // 38: hundredfold.query.v1.RecentService.Metadata:output_type -> hundredfold.query.v1.MetadataResponse
+	19, // 39: hundredfold.query.v1.RecentService.Stats:output_type -> hundredfold.query.v1.StatsResponse
+	22, // 40: hundredfold.query.v1.RecentService.Placements:output_type -> hundredfold.query.v1.PlacementsResponse
+	26, // 41: hundredfold.query.v1.RecentService.ApplyDeletions:output_type -> hundredfold.query.v1.ApplyDeletionsResponse
+	24, // 42: hundredfold.query.v1.BlocksService.Uploaded:output_type -> hundredfold.query.v1.UploadedResponse
+	29, // 43: hundredfold.query.v1.BlocksService.RefreshDeletions:output_type -> hundredfold.query.v1.RefreshDeletionsResponse
+	32, // 44: hundredfold.query.v1.BlocksService.ReadBlocks:output_type -> hundredfold.query.v1.ReadBlocksResponse
+	35, // [35:45] is the sub-list for method output_type
+	25, // [25:35] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_query_v1_query_proto_init() }
@@ -2518,8 +2460,8 @@ func file_query_v1_query_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_query_v1_query_proto_rawDesc), len(file_query_v1_query_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   33,
+			NumEnums:      2,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

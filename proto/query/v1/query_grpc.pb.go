@@ -373,8 +373,7 @@ var RecentService_ServiceDesc = grpc.ServiceDesc{
 const (
 	BlocksService_Uploaded_FullMethodName         = "/hundredfold.query.v1.BlocksService/Uploaded"
 	BlocksService_RefreshDeletions_FullMethodName = "/hundredfold.query.v1.BlocksService/RefreshDeletions"
-	BlocksService_SelectBlock_FullMethodName      = "/hundredfold.query.v1.BlocksService/SelectBlock"
-	BlocksService_LabelsOfBlock_FullMethodName    = "/hundredfold.query.v1.BlocksService/LabelsOfBlock"
+	BlocksService_ReadBlocks_FullMethodName       = "/hundredfold.query.v1.BlocksService/ReadBlocks"
 )
 
 // BlocksServiceClient is the client API for BlocksService service.
@@ -389,12 +388,11 @@ type BlocksServiceClient interface {
 	// RefreshDeletions lists the deletions in the bucket. Queries that begin after the
 	// answer do not show what is deleted.
 	RefreshDeletions(ctx context.Context, in *RefreshDeletionsRequest, opts ...grpc.CallOption) (*RefreshDeletionsResponse, error)
-	// SelectBlock returns the series of one block that match, sorted by their labels,
-	// and their chunks that overlap the time range, with external labels. Nothing is
-	// hidden but what the block itself says: whoever asks knows what else is.
-	SelectBlock(ctx context.Context, in *SelectBlockRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SelectBlockResponse], error)
-	// LabelsOfBlock returns the label names of one block, or the values of one label.
-	LabelsOfBlock(ctx context.Context, in *LabelsOfBlockRequest, opts ...grpc.CallOption) (*LabelsOfBlockResponse, error)
+	// ReadBlocks returns the series, or labels, of blocks that match: those of a block sorted,
+	// the blocks in any order. Series have their chunks that overlap the time range, and
+	// external labels. Nothing is hidden but what a block itself says: whoever asks knows
+	// what else is.
+	ReadBlocks(ctx context.Context, in *ReadBlocksRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ReadBlocksResponse], error)
 }
 
 type blocksServiceClient struct {
@@ -425,13 +423,13 @@ func (c *blocksServiceClient) RefreshDeletions(ctx context.Context, in *RefreshD
 	return out, nil
 }
 
-func (c *blocksServiceClient) SelectBlock(ctx context.Context, in *SelectBlockRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SelectBlockResponse], error) {
+func (c *blocksServiceClient) ReadBlocks(ctx context.Context, in *ReadBlocksRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ReadBlocksResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &BlocksService_ServiceDesc.Streams[0], BlocksService_SelectBlock_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &BlocksService_ServiceDesc.Streams[0], BlocksService_ReadBlocks_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
-	x := &grpc.GenericClientStream[SelectBlockRequest, SelectBlockResponse]{ClientStream: stream}
+	x := &grpc.GenericClientStream[ReadBlocksRequest, ReadBlocksResponse]{ClientStream: stream}
 	if err := x.ClientStream.SendMsg(in); err != nil {
 		return nil, err
 	}
@@ -442,17 +440,7 @@ func (c *blocksServiceClient) SelectBlock(ctx context.Context, in *SelectBlockRe
 }
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type BlocksService_SelectBlockClient = grpc.ServerStreamingClient[SelectBlockResponse]
-
-func (c *blocksServiceClient) LabelsOfBlock(ctx context.Context, in *LabelsOfBlockRequest, opts ...grpc.CallOption) (*LabelsOfBlockResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(LabelsOfBlockResponse)
-	err := c.cc.Invoke(ctx, BlocksService_LabelsOfBlock_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
+type BlocksService_ReadBlocksClient = grpc.ServerStreamingClient[ReadBlocksResponse]
 
 // BlocksServiceServer is the server API for BlocksService service.
 // All implementations must embed UnimplementedBlocksServiceServer
@@ -466,12 +454,11 @@ type BlocksServiceServer interface {
 	// RefreshDeletions lists the deletions in the bucket. Queries that begin after the
 	// answer do not show what is deleted.
 	RefreshDeletions(context.Context, *RefreshDeletionsRequest) (*RefreshDeletionsResponse, error)
-	// SelectBlock returns the series of one block that match, sorted by their labels,
-	// and their chunks that overlap the time range, with external labels. Nothing is
-	// hidden but what the block itself says: whoever asks knows what else is.
-	SelectBlock(*SelectBlockRequest, grpc.ServerStreamingServer[SelectBlockResponse]) error
-	// LabelsOfBlock returns the label names of one block, or the values of one label.
-	LabelsOfBlock(context.Context, *LabelsOfBlockRequest) (*LabelsOfBlockResponse, error)
+	// ReadBlocks returns the series, or labels, of blocks that match: those of a block sorted,
+	// the blocks in any order. Series have their chunks that overlap the time range, and
+	// external labels. Nothing is hidden but what a block itself says: whoever asks knows
+	// what else is.
+	ReadBlocks(*ReadBlocksRequest, grpc.ServerStreamingServer[ReadBlocksResponse]) error
 	mustEmbedUnimplementedBlocksServiceServer()
 }
 
@@ -488,11 +475,8 @@ func (UnimplementedBlocksServiceServer) Uploaded(context.Context, *UploadedReque
 func (UnimplementedBlocksServiceServer) RefreshDeletions(context.Context, *RefreshDeletionsRequest) (*RefreshDeletionsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RefreshDeletions not implemented")
 }
-func (UnimplementedBlocksServiceServer) SelectBlock(*SelectBlockRequest, grpc.ServerStreamingServer[SelectBlockResponse]) error {
-	return status.Error(codes.Unimplemented, "method SelectBlock not implemented")
-}
-func (UnimplementedBlocksServiceServer) LabelsOfBlock(context.Context, *LabelsOfBlockRequest) (*LabelsOfBlockResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method LabelsOfBlock not implemented")
+func (UnimplementedBlocksServiceServer) ReadBlocks(*ReadBlocksRequest, grpc.ServerStreamingServer[ReadBlocksResponse]) error {
+	return status.Error(codes.Unimplemented, "method ReadBlocks not implemented")
 }
 func (UnimplementedBlocksServiceServer) mustEmbedUnimplementedBlocksServiceServer() {}
 func (UnimplementedBlocksServiceServer) testEmbeddedByValue()                       {}
@@ -551,34 +535,16 @@ func _BlocksService_RefreshDeletions_Handler(srv interface{}, ctx context.Contex
 	return interceptor(ctx, in, info, handler)
 }
 
-func _BlocksService_SelectBlock_Handler(srv interface{}, stream grpc.ServerStream) error {
-	m := new(SelectBlockRequest)
+func _BlocksService_ReadBlocks_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ReadBlocksRequest)
 	if err := stream.RecvMsg(m); err != nil {
 		return err
 	}
-	return srv.(BlocksServiceServer).SelectBlock(m, &grpc.GenericServerStream[SelectBlockRequest, SelectBlockResponse]{ServerStream: stream})
+	return srv.(BlocksServiceServer).ReadBlocks(m, &grpc.GenericServerStream[ReadBlocksRequest, ReadBlocksResponse]{ServerStream: stream})
 }
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type BlocksService_SelectBlockServer = grpc.ServerStreamingServer[SelectBlockResponse]
-
-func _BlocksService_LabelsOfBlock_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(LabelsOfBlockRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(BlocksServiceServer).LabelsOfBlock(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: BlocksService_LabelsOfBlock_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(BlocksServiceServer).LabelsOfBlock(ctx, req.(*LabelsOfBlockRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
+type BlocksService_ReadBlocksServer = grpc.ServerStreamingServer[ReadBlocksResponse]
 
 // BlocksService_ServiceDesc is the grpc.ServiceDesc for BlocksService service.
 // It's only intended for direct use with grpc.RegisterService,
@@ -595,15 +561,11 @@ var BlocksService_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "RefreshDeletions",
 			Handler:    _BlocksService_RefreshDeletions_Handler,
 		},
-		{
-			MethodName: "LabelsOfBlock",
-			Handler:    _BlocksService_LabelsOfBlock_Handler,
-		},
 	},
 	Streams: []grpc.StreamDesc{
 		{
-			StreamName:    "SelectBlock",
-			Handler:       _BlocksService_SelectBlock_Handler,
+			StreamName:    "ReadBlocks",
+			Handler:       _BlocksService_ReadBlocks_Handler,
 			ServerStreams: true,
 		},
 	},
