@@ -209,14 +209,16 @@ type splitRun struct {
 // errors it returns that of the first piece, so that it is always the same.
 func (r *splitRun) all(ctx context.Context) error {
 	aheadCtx, done := context.WithCancel(ctx)
-	ahead := ahead{run: r}
+	ahead, owners := ahead{run: r}, ownersAhead{run: r}
 	defer ahead.work.Wait()
+	defer owners.work.Wait()
 	defer done()
 	var workers sync.WaitGroup
 	for range min(cap(r.query.engines.slots), len(r.pieces)) {
 		workers.Go(func() {
 			for !r.stop.Load() {
 				ahead.consider(aheadCtx)
+				owners.consider(aheadCtx)
 				i := int(r.next.Add(1)) - 1
 				if i >= len(r.pieces) {
 					return
