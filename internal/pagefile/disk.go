@@ -98,23 +98,40 @@ func decodeJournal(b []byte, pages int64) map[uint32]uint32 {
 // journalStart is where the journal begins.
 func (f *file) journalStart() int64 { return dataStart + f.pages*pageSize }
 
-// localName returns the name of a local file of key. Its elements are those of key as far
-// as a file system takes them; the header has the key itself. No two have the same serial,
-// so that a file that is being removed is never another one's.
+// localName returns the name of a local file of key: the first element of key is a folder,
+// and the others are one name, as far as a file system takes them. A folder for each
+// element would cost more than all else that a file of few pages does. The header has the
+// key itself. No two files have the same serial, so that one that is being removed is never
+// another one's.
 func localName(key string, serial uint64) string {
-	var elements []string
-	for element := range strings.SplitSeq(key, "/") {
-		element = url.PathEscape(element)
-		if element == "" || strings.HasPrefix(element, ".") {
-			element = "%" + element
-		}
-		if len(element) > maxNameLength {
-			element = element[:maxNameLength-20] + "~" + strconv.FormatUint(xxhash.Sum64String(element), 36)
-		}
-		elements = append(elements, element)
+	folder, rest, found := strings.Cut(key, "/")
+	if !found {
+		folder, rest = "", key
+	} else {
+		folder = localElement(folder)
 	}
-	elements[len(elements)-1] += "." + strconv.FormatUint(serial, 36) + extension
-	return filepath.Join(elements...)
+	elements := strings.Split(rest, "/")
+	for i := range elements {
+		elements[i] = localElement(elements[i])
+	}
+	name := bounded(strings.Join(elements, ",")) // a comma is none of an element
+	return filepath.Join(folder, name+"."+strconv.FormatUint(serial, 36)+extension)
+}
+
+func localElement(element string) string {
+	element = url.PathEscape(element)
+	if element == "" || strings.HasPrefix(element, ".") {
+		element = "%" + element
+	}
+	return bounded(element)
+}
+
+// bounded returns a name that a file system takes, the same or a shorter one.
+func bounded(name string) string {
+	if len(name) <= maxNameLength {
+		return name
+	}
+	return name[:maxNameLength-20] + "~" + strconv.FormatUint(xxhash.Sum64String(name), 36)
 }
 
 // serialOf returns the serial in the name of a local file.

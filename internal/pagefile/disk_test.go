@@ -10,10 +10,10 @@ import (
 
 func TestNamesOfLocalFiles(t *testing.T) {
 	for _, c := range []struct{ key, want string }{
-		{"acme/01K8ZQ4W0N8S5J2H7D6M3V9XTB/chunks/000001", "acme/01K8ZQ4W0N8S5J2H7D6M3V9XTB/chunks/000001.10.pages"},
+		{"acme/01K8ZQ4W0N8S5J2H7D6M3V9XTB/chunks/000001", "acme/01K8ZQ4W0N8S5J2H7D6M3V9XTB,chunks,000001.10.pages"},
 		{"index", "index.10.pages"},
-		{"../../etc/passwd", "%../%../etc/passwd.10.pages"},
-		{"/a//b/", "%/a/%/b/%.10.pages"},
+		{"../../etc/passwd", "%../%..,etc,passwd.10.pages"},
+		{"/a//b/", "%/a,%,b,%.10.pages"},
 		{"a\x00b/ü\\", "a%00b/%C3%BC%5C.10.pages"},
 	} {
 		require.Equal(t, filepath.FromSlash(c.want), localName(c.key, 36), "%q", c.key)

@@ -124,13 +124,8 @@ func (p *Pool) readHeader(ctx context.Context, key blockKey, files []blockstore.
 	if f, ok := p.store.OpenFile(key.tenant, key.block, indexName); ok {
 		return p.localHeader(ctx, key, f)
 	}
-	path := p.headerPath(key)
-	if text, err := os.ReadFile(path); err == nil {
-		s, err := p.codec.decode(key.block, text)
-		if err == nil && s.header != nil {
-			return s.header, nil
-		}
-		p.damagedSidecar(key, "its copy on disk", errors.Join(err, os.Remove(path)))
+	if h := p.headerOnDisk(ctx, key, files); h != nil {
+		return h, nil
 	}
 	h, err := p.headerOfSidecar(ctx, key)
 	if h == nil && err == nil {
@@ -139,11 +134,52 @@ func (p *Pool) readHeader(ctx context.Context, key blockKey, files []blockstore.
 	if err != nil {
 		return nil, key.withFile(indexName, err)
 	}
-	if err := p.keepHeader(path, p.codec.encode(key.block, sidecar{layout: h.layout, header: h})); err != nil {
+	if h.index <= wholeIndex {
+		return h, nil // the index itself is kept
+	}
+	if err := p.keepHeader(p.headerPath(key), p.codec.encode(key.block, sidecar{layout: h.layout, header: h})); err != nil {
 		p.logger.Warn("What was learned about a block could not be kept; it is read again after a restart",
 			"tenant", key.tenant, "block", key.block, "err", err)
 	}
 	return h, nil
+}
+
+// headerOnDisk returns the header of a block that was read before, by this process or an
+// earlier one, if enough of it is on the local disk; else nil.
+func (p *Pool) headerOnDisk(ctx context.Context, key blockKey, files []blockstore.File) *header {
+	path := p.headerPath(key)
+	if text, err := os.ReadFile(path); err == nil {
+		s, err := p.codec.decode(key.block, text)
+		if err == nil && s.header != nil {
+			return s.header
+		}
+		p.damagedSidecar(key, "its copy on disk", errors.Join(err, os.Remove(path)))
+	}
+	l, err := newLayout(files)
+	if err != nil || l.index > wholeIndex {
+		return nil // files may not be known
+	}
+	f, err := p.openRemote(key, indexName, l.index, nil)
+	if err != nil {
+		return nil
+	}
+	defer f.Release()
+	whole := part(0, l.index)
+	kept, ok := f.(interface{ Absent(...Range) (int64, error) })
+	if !ok {
+		return nil
+	}
+	if n, err := kept.Absent(whole); err != nil || n > 0 {
+		return nil
+	}
+	if _, err := f.Load(ctx, whole); err != nil { // verifies it
+		return nil
+	}
+	h, err := scan(ctx, f, l)
+	if err != nil {
+		return nil // whoever reads the block will say what is wrong with it
+	}
+	return h
 }
 
 // headerOfSidecar returns nil without an error if there is no sidecar that is usable.
@@ -288,23 +324,16 @@ func (p *Pool) headerPath(key blockKey) string {
 	return filepath.Join(p.cfg.Dir, headersDir, string(key.tenant), key.block.String())
 }
 
-// keepHeader writes a file that is whole or absent.
+// keepHeader writes a header down. A file that was not written wholly has not its checksum,
+// and is as if it were absent.
 func (*Pool) keepHeader(path string, content []byte) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
+	err := os.WriteFile(path, content, 0o666)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err = os.MkdirAll(filepath.Dir(path), 0o777); err == nil {
+			err = os.WriteFile(path, content, 0o666)
+		}
 	}
-	temp, err := os.CreateTemp(filepath.Dir(path), ".new-")
-	if err != nil {
-		return err
-	}
-	_, err = temp.Write(content)
-	if err = errors.Join(err, temp.Close()); err == nil {
-		err = os.Rename(temp.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(temp.Name()))
-	}
-	return nil
+	return err
 }
 
 func (c *codec) close() {

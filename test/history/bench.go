@@ -10,6 +10,9 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/hundredfold/hundredfold/internal/blockstore"
+	"github.com/hundredfold/hundredfold/internal/remoteblock"
+	"github.com/hundredfold/hundredfold/internal/tenant"
 	"github.com/hundredfold/hundredfold/internal/testcluster/slowstore"
 )
 
@@ -34,6 +37,11 @@ func bench(ctx context.Context, o options) (err error) {
 		return err
 	}
 	defer func() { err = finish(err) }()
+	if !o.foreign {
+		if err := addSidecars(ctx, bucketDir(o.work)); err != nil {
+			return err
+		}
+	}
 	if err := settle(ctx, o, store); err != nil {
 		return err
 	}
@@ -57,6 +65,20 @@ func bench(ctx context.Context, o options) (err error) {
 		err = errors.Join(err, printOwners(results))
 	}
 	return errors.Join(err, printPeers(peers))
+}
+
+// addSidecars gives the blocks of the bucket in dir the sidecars that they would have, had
+// an ingester, a compactor or an import uploaded them.
+func addSidecars(ctx context.Context, dir string) error {
+	store, err := blockstore.Open(blockstore.Config{Type: blockstore.TypeFilesystem, Filesystem: blockstore.FilesystemConfig{Directory: dir}}, nil, nil)
+	if err != nil {
+		return err
+	}
+	blocks, err := filepath.Glob(filepath.Join(dir, "default", "*"))
+	for i := 0; i < len(blocks) && err == nil; i++ {
+		err = remoteblock.WriteSidecar(ctx, store, tenant.Default, blocks[i])
+	}
+	return errors.Join(err, store.Close())
 }
 
 // settle starts a process until the bucket is as it wants it: compacted, with its index.
@@ -83,6 +105,8 @@ func settle(ctx context.Context, o options, store *objectStore) (err error) {
 		}
 		if now := store.proxy.Counts().Writes; now != writes {
 			last, writes = time.Now(), now
+		}
+		if !indexed { // the write is counted before it is done
 			_, err := os.Stat(index)
 			indexed = err == nil
 		}
@@ -129,6 +153,9 @@ func (r *result) process(ctx context.Context, o options, store *objectStore, las
 	}
 	defer func() { err = errors.Join(err, s.stop()) }()
 	r.ready = s.ready
+	if err := s.rest(ctx); err != nil {
+		return err
+	}
 	idle, err := s.usage()
 	if err != nil {
 		return err

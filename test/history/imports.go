@@ -88,7 +88,7 @@ func adopt(ctx context.Context, o options) (err error) {
 		return err
 	}
 	defer log.Close() //nolint:errcheck // the program writes it, not we
-	s := &system{url: "http://" + address, dir: data}
+	s := &system{url: "http://" + address}
 	s.program = fleet.NewProgram(log, nil, filepath.Join(o.bin, "hundredfold"), "--config.file="+config, "--data.dir="+data, "--http.listen-address="+address)
 	started := time.Now()
 	if err := s.program.Start(); err != nil {

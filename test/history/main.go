@@ -43,6 +43,7 @@ type options struct {
 	// queriers is how many of them share the blocks; 1: one process has all roles.
 	queriers int
 	peer     bool // whether Prometheus is measured, too
+	foreign  bool // whether the blocks are as others upload them: without sidecars
 }
 
 func command(ctx context.Context, args []string) error {
@@ -80,6 +81,7 @@ func parse(name string, args []string) (options, error) {
 	set.IntVar(&o.rounds, "rounds", 3, "how often each query is asked: the median counts")
 	set.IntVar(&o.queriers, "queriers", 1, "of bench: how many queriers share the blocks; more than one are a cluster on this machine, of which the first is asked")
 	set.BoolVar(&o.peer, "prometheus", false, "measure a Prometheus on the same blocks, from local disk, too")
+	set.BoolVar(&o.foreign, "foreign", false, "leave out the sidecars, as in a bucket that others have filled")
 	set.StringVar(&o.listen, "listen", "127.0.0.1:9011", "`HOST:PORT` of the slow store")
 	set.DurationVar(&o.store.Latency, "latency", o.store.Latency, "`TIME` that each request to the store takes")
 	set.Int64Var(&o.store.BytesPerSecond, "bandwidth", o.store.BytesPerSecond, "`BYTES` per second of the store; 0: no bound")
