@@ -326,3 +326,30 @@ func TestADamagedBlockGetsNoSidecar(t *testing.T) {
 		})
 	}
 }
+
+func TestABlockThatWasReadIsReadAgainAfterARestartWithoutTheBucket(t *testing.T) {
+	for name, size := range map[string]int{"a small index": 100, "a large index": 6000} {
+		t.Run(name, func(t *testing.T) {
+			bucket := &rounds{Bucket: objstore.NewInMemBucket()}
+			store, block := upload(t, bucket, blocktest.Write(t, t.TempDir(), 0, 2*hour, padded(size)...), true)
+			var err error
+			block.Files, err = store.Files(t.Context(), tenantA, block.Meta.ULID) // as the index of the tenant says them
+			require.NoError(t, err)
+			cfg := Config{Dir: t.TempDir(), CacheBytes: 64 << 20}
+			read := func() []string {
+				p, err := New(cfg, store, nil, nil)
+				require.NoError(t, err)
+				r, err := p.Open(t.Context(), tenantA, block, nil)
+				require.NoError(t, err)
+				got, err := selectAll(t, r, "up")
+				require.NoError(t, errors.Join(err, r.Close()))
+				return got
+			}
+			want := read()
+			require.NotEmpty(t, want)
+			bucket.reset()
+			require.Equal(t, want, read())
+			require.Zero(t, bucket.count, "%v", bucket.names)
+		})
+	}
+}
