@@ -31,6 +31,9 @@ const (
 	// deletionsSkew is by how much clocks may differ of who accepts a deletion and who
 	// carries it out.
 	deletionsSkew = 10 * time.Minute
+	// deletionsPatience ends a look at the bucket that hangs, so that the next is made: uploads
+	// wait for it.
+	deletionsPatience = 2 * time.Minute
 	// deletionsKept is how long it is remembered that a deletion was carried out, once it
 	// is not active any more.
 	deletionsKept = 7 * 24 * time.Hour
@@ -331,6 +334,8 @@ func (i *Ingester) ApplyDeletions(ctx context.Context, id tenant.ID) ([]CarriedO
 // dueDeletions returns the active deletions of a tenant and those that have to be carried
 // out here. Who has not looked for long also looks at those that were completed meanwhile.
 func (i *Ingester) dueDeletions(ctx context.Context, id tenant.ID) (active []blockstore.ActiveDeletion, due []blockstore.Deletion, err error) {
+	ctx, cancel := context.WithTimeout(ctx, deletionsPatience)
+	defer cancel()
 	found, err := i.deps.Store.DeletionsOf(ctx, id)
 	if err == nil {
 		err = found.Fault

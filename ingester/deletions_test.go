@@ -10,12 +10,15 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/oklog/ulid/v2"
 	"github.com/prometheus/prometheus/tsdb"
 	"github.com/stretchr/testify/require"
+	"github.com/thanos-io/objstore"
 
 	"github.com/hundredfold/hundredfold/internal/blockstore"
 	"github.com/hundredfold/hundredfold/internal/blockstore/blocktest"
@@ -295,6 +298,37 @@ func (f *fixture) requireTwin(twin map[string]map[int64]bool, step int) {
 		}
 	}
 	require.Equal(f.t, want, f.stored("a"), "step %d", step)
+}
+
+// silent is a bucket that does not answer listings for a while.
+type silent struct {
+	objstore.Bucket
+	silent atomic.Bool
+}
+
+func (s *silent) Iter(ctx context.Context, dir string, f func(string) error, options ...objstore.IterOption) error {
+	if s.silent.Load() {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return s.Bucket.Iter(ctx, dir, f, options...)
+}
+
+func TestABucketThatDoesNotAnswerDoesNotHoldUpATenantForEver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bucket := &silent{Bucket: objstore.NewInMemBucket()}
+		f := newFixture(t, func(f *fixture) { f.bucket = bucket })
+		f.push("a", sample{"x", time.Minute, 1})
+		bucket.silent.Store(true)
+		f.advance(2 * time.Hour) // the tenant is idle
+		begun := time.Now()
+		require.ErrorIs(t, f.lookup("a").maintain(t.Context()), context.DeadlineExceeded)
+		require.Equal(t, deletionsPatience, time.Since(begun))
+		require.Empty(t, f.uploads)
+		bucket.silent.Store(false)
+		f.round("a")
+		require.NotEmpty(t, f.uploads)
+	})
 }
 
 func FuzzDeletionsLog(f *testing.F) {
