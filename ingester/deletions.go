@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/storage"
 	"github.com/prometheus/prometheus/tsdb"
+	"github.com/prometheus/prometheus/tsdb/index"
 
 	"github.com/hundredfold/hundredfold/internal/blockstore"
 	"github.com/hundredfold/hundredfold/internal/deletion"
@@ -381,7 +382,7 @@ func (i *Ingester) applyDeletion(ctx context.Context, id tenant.ID, log *tenantD
 		if blocks, err = blocksIn(log.trash(d.ID)); err == nil || errors.Is(err, fs.ErrNotExist) {
 			err = log.carriedOut(d.ID, blocks)
 		}
-	case d.WholeTenant:
+	case d.WholeTenant && !t.hasSince(d.Accepted.Add(deletionsSkew), start):
 		blocks, err = t.dropAll(ctx, log, d.ID)
 	default:
 		if blocks, err = t.deleteSeries(ctx, d); err == nil {
@@ -396,15 +397,30 @@ func (i *Ingester) applyDeletion(ctx context.Context, id tenant.ID, log *tenantD
 	return nil
 }
 
-// deleteSeries deletes samples from head and local blocks.
-//
-// The head's own way to delete would not do: it hides a range of a series, so that what
-// comes late to that range is hidden as well, and out-of-order samples come back when
-// they are cut. So the series are first cut out of the head, whole, into blocks, and the
-// blocks are written anew without what is deleted. Samples that come later make new series
-// in the head. The blocks of before count as those that were here: they may be in the
-// bucket.
-func (t *tenantDB) deleteSeries(ctx context.Context, d *blockstore.Deletion) ([]ulid.ULID, error) {
+// hasSince reports whether there are samples of after end, if that has passed. A deletion
+// of the tenant that is carried out late, because the ingester was away or could not, must
+// not take what the tenant has sent meanwhile.
+func (t *tenantDB) hasSince(end, now time.Time) bool {
+	if !end.Before(now) {
+		return false
+	}
+	db, release, err := t.acquire()
+	if err != nil {
+		return false // Nothing is held, or nobody can read what is.
+	}
+	defer release()
+	if headOverlaps(db, end.UnixMilli(), math.MaxInt64) {
+		return true
+	}
+	return slices.ContainsFunc(db.Blocks(), func(b *tsdb.Block) bool { return b.OverlapsClosedInterval(end.UnixMilli(), math.MaxInt64) })
+}
+
+// selectorsOf returns what a deletion selects.
+func selectorsOf(d *blockstore.Deletion) ([][]*labels.Matcher, error) {
+	if d.WholeTenant {
+		all, value := index.AllPostingsKey()
+		return [][]*labels.Matcher{{labels.MustNewMatcher(labels.MatchEqual, all, value)}}, nil
+	}
 	selectors := make([][]*labels.Matcher, len(d.Selectors))
 	for k, selector := range d.Selectors {
 		matchers, err := deletion.ParseSelector(selector)
@@ -413,6 +429,25 @@ func (t *tenantDB) deleteSeries(ctx context.Context, d *blockstore.Deletion) ([]
 		}
 		selectors[k] = matchers
 	}
+	return selectors, nil
+}
+
+// deleteSeries deletes samples from head and local blocks. Of a tenant that is deleted as a
+// whole, those that had come when that was accepted.
+//
+// The head's own way to delete would not do: it hides a range of a series, so that what
+// comes late to that range is hidden as well, and out-of-order samples come back when
+// they are cut. So the series are first cut out of the head, whole, into blocks, and the
+// blocks are written anew without what is deleted. Samples that come later make new series
+// in the head. The blocks of before count as those that were here: they may be in the
+// bucket.
+func (t *tenantDB) deleteSeries(ctx context.Context, d *blockstore.Deletion) ([]ulid.ULID, error) {
+	selectors, err := selectorsOf(d)
+	if err != nil {
+		return nil, err
+	}
+	within := *d
+	within.MaxMs = min(d.MaxMs, d.Accepted.UnixMilli())
 	db, release, err := t.acquire()
 	if errors.Is(err, errClosed) {
 		return nil, nil // Nothing is held.
@@ -426,7 +461,7 @@ func (t *tenantDB) deleteSeries(ctx context.Context, d *blockstore.Deletion) ([]
 		return nil, fmt.Errorf("wait for a cut: %w", err)
 	}
 	defer t.cutting.give()
-	if err := t.cutSeries(ctx, db, d, selectors); err != nil {
+	if err := t.cutSeries(ctx, db, &within, selectors); err != nil {
 		return nil, err
 	}
 	// The TSDB's queriers panic on series with several deleted ranges, so no block keeps
@@ -434,7 +469,7 @@ func (t *tenantDB) deleteSeries(ctx context.Context, d *blockstore.Deletion) ([]
 	var blocks []ulid.ULID
 	for _, step := range []func(*tsdb.Block) error{
 		func(*tsdb.Block) error { return nil },
-		func(b *tsdb.Block) error { return deleteFrom(ctx, b, d, selectors) },
+		func(b *tsdb.Block) error { return deleteFrom(ctx, b, &within, selectors) },
 	} {
 		for _, b := range db.Blocks() {
 			blocks = append(append(blocks, b.Meta().ULID), blockstore.Sources(b.Meta())...)
@@ -445,6 +480,15 @@ func (t *tenantDB) deleteSeries(ctx context.Context, d *blockstore.Deletion) ([]
 		if err := db.CleanTombstones(); err != nil {
 			return nil, fmt.Errorf("write blocks anew: %w", err)
 		}
+	}
+	if d.WholeTenant {
+		// It takes the blocks that it names as a whole: those that are left have nothing of before.
+		left := db.Blocks()
+		blocks = slices.DeleteFunc(blocks, func(id ulid.ULID) bool {
+			return slices.ContainsFunc(left, func(b *tsdb.Block) bool {
+				return b.Meta().ULID == id || slices.Contains(blockstore.Sources(b.Meta()), id)
+			})
+		})
 	}
 	slices.SortFunc(blocks, ulid.ULID.Compare)
 	return slices.Compact(blocks), nil

@@ -207,6 +207,61 @@ func TestADeletionIsCarriedOutThoughTheClockOfWhoAcceptedItIsBehind(t *testing.T
 	require.Empty(t, f.stored("a"))
 }
 
+func TestADeletionOfATenantThatIsCarriedOutLateLeavesWhatCameSince(t *testing.T) {
+	f := newFixture(t)
+	f.push("a", sample{"x", time.Minute, 1}, sample{"y", time.Minute, 1}, sample{"z", 2 * time.Minute, 2})
+	f.advance(5 * time.Minute)
+	f.acceptTenant("a", 0)
+	f.advance(2 * time.Hour)
+	f.push("a", sample{"x", 125 * time.Minute, 3}, sample{"w", 125 * time.Minute, 4})
+	f.push("a", sample{"x", 121 * time.Minute, 5}, sample{"x", 3 * time.Minute, 6}) // late
+	want := map[string][]string{"x": {"2h1m0s 5", "2h5m0s 3"}, "w": {"2h5m0s 4"}}
+	done := f.apply("a")
+	require.Equal(t, want, f.stored("a"))
+	require.Equal(t, done, f.apply("a"))
+	f.restart()
+	require.Equal(t, want, f.stored("a"))
+
+	// What is left is not among what the deletion takes from the bucket.
+	f.push("a", sample{"x", 126 * time.Minute, 7})
+	want["x"] = append(want["x"], "2h6m0s 7")
+	require.NoError(t, f.Flush(t.Context(), "a"))
+	require.Equal(t, want, f.inBucket("a"))
+	blocks, _, err := f.store().Blocks(t.Context(), "a")
+	require.NoError(t, err)
+	for _, b := range blocks {
+		for _, source := range blockstore.Sources(b.Meta) {
+			require.NotContains(t, done[0].Blocks, source)
+		}
+	}
+}
+
+// Clocks may differ by deletionsSkew: the ingester's shows now.
+func TestADeletionOfSeriesHoldsThoughClocksDiffer(t *testing.T) {
+	const most = deletionsSkew - time.Second
+	for ahead, want := range map[time.Duration][]string{
+		// What its clock says had not come yet stays, though it was there.
+		-most: {"8m0s 8", "10m0s 10"},
+		0:     nil,
+		most:  nil,
+	} {
+		f := newFixture(t) // the tenant is new: the deletion may seem older than its folder
+		f.push("a", sample{"x", 0, 1}, sample{"x", 8 * time.Minute, 8}, sample{"x", 10 * time.Minute, 10})
+		f.advance(10 * time.Minute)
+		d := f.accept("a", -time.Hour, 10*time.Minute, "x")
+		d.Accepted = f.Ingester.now().Add(ahead)
+		d.MaxMs = min(d.MaxMs, d.Accepted.UnixMilli())
+		require.NoError(t, f.store().PutDeletion(t.Context(), "a", d))
+		require.Len(t, f.apply("a"), 1)
+		require.Equal(t, want, f.stored("a")["x"], ahead)
+
+		// What comes after it was carried out is new, be it within the time of the deletion.
+		f.push("a", sample{"x", 7 * time.Minute, 7}, sample{"x", 11 * time.Minute, 11})
+		f.apply("a")
+		require.Equal(t, append(append([]string{"7m0s 7"}, want...), "11m0s 11"), f.stored("a")["x"], ahead)
+	}
+}
+
 func TestADeletionNamesTheSourcesOfBlocksThatAPrometheusMerged(t *testing.T) {
 	for _, whole := range []bool{false, true} {
 		f := newFixture(t)
