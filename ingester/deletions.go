@@ -66,9 +66,9 @@ type deletionsDisk struct {
 	// BegunMs is when the tenant's folder was made: deletions that were accepted before do
 	// not concern what is in it. 0: that is not known.
 	BegunMs int64 `json:"begun_ms"`
-	// CheckedMs is when the active deletions were last listed, and all of them carried out;
-	// or when the tenant's folder was made. 0: neither has been noted, so that those which
-	// are complete by now may be as old as the bucket.
+	// CheckedMs is when the deletions were last listed, active and complete ones, and all of
+	// them carried out; or when the tenant's folder was made. 0: neither has been noted, so
+	// that those which are complete by now may be as old as the bucket.
 	CheckedMs int64 `json:"checked_ms"`
 	// Done are the deletions that were carried out, or need not be, with the blocks that
 	// were here then.
@@ -287,7 +287,10 @@ func (d *tenantDeletions) checked(active []blockstore.ActiveDeletion, now time.T
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	save := d.disk.CheckedMs == 0
-	d.disk.CheckedMs = max(d.disk.CheckedMs, now.UnixMilli())
+	if save || now.Sub(time.UnixMilli(d.disk.CheckedMs)) >= deletionsSkew {
+		// Not sooner: those that are complete were not looked at then. See dueDeletions.
+		d.disk.CheckedMs = now.UnixMilli()
+	}
 	isActive := map[ulid.ULID]bool{}
 	var out []CarriedOut
 	for k := range active {
@@ -473,6 +476,11 @@ func (t *tenantDB) deleteSeries(ctx context.Context, d *blockstore.Deletion) ([]
 	} {
 		for _, b := range db.Blocks() {
 			blocks = append(append(blocks, b.Meta().ULID), blockstore.Sources(b.Meta())...)
+			for _, parent := range b.Meta().Compaction.Parents {
+				if parent.ULID != (ulid.ULID{}) { // or it is the head
+					blocks = append(blocks, parent.ULID) // An attempt before this one may have written it anew.
+				}
+			}
 			if err := step(b); err != nil {
 				return nil, fmt.Errorf("block %s: %w", b.Meta().ULID, err)
 			}

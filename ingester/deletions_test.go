@@ -236,6 +236,26 @@ func TestADeletionOfATenantThatIsCarriedOutLateLeavesWhatCameSince(t *testing.T)
 	}
 }
 
+func TestADeletionThatACrashInterruptedNamesTheBlocksOfBefore(t *testing.T) {
+	f := newFixture(t)
+	f.seeAll = false
+	f.push("a", sample{"x", time.Minute, 1}, sample{"y", time.Minute, 1})
+	require.NoError(t, f.Flush(t.Context(), "a"))
+	inBucket, _, err := f.store().Blocks(t.Context(), "a")
+	require.NoError(t, err)
+	require.Len(t, inBucket, 1)
+	f.advance(10 * time.Minute)
+	d := f.accept("a", 0, time.Hour, "x")
+	_, err = f.lookup("a").deleteSeries(t.Context(), &d) // nobody wrote down that it was done
+	require.NoError(t, err)
+	f.restart()
+	done := f.apply("a")
+	for name := range inBucket {
+		require.Contains(t, done[0].Blocks, name)
+	}
+	require.Equal(t, map[string][]string{"y": {"1m0s 1"}}, f.stored("a"))
+}
+
 // Clocks may differ by deletionsSkew: the ingester's shows now.
 func TestADeletionOfSeriesHoldsThoughClocksDiffer(t *testing.T) {
 	const most = deletionsSkew - time.Second
@@ -259,6 +279,30 @@ func TestADeletionOfSeriesHoldsThoughClocksDiffer(t *testing.T) {
 		f.push("a", sample{"x", 7 * time.Minute, 7}, sample{"x", 11 * time.Minute, 11})
 		f.apply("a")
 		require.Equal(t, append(append([]string{"7m0s 7"}, want...), "11m0s 11"), f.stored("a")["x"], ahead)
+	}
+}
+
+func TestAnIngesterThatWasAwayShortlyCarriesOutWhatWasCompletedMeanwhile(t *testing.T) {
+	for _, behind := range []time.Duration{0, deletionsSkew - time.Second} {
+		f := newFixture(t)
+		f.push("a", sample{"x", time.Minute, 1}, sample{"y", time.Minute, 1})
+		f.advance(20 * time.Minute)
+		f.apply("a")
+		f.accept("a", 0, time.Hour, "nothing") // so that the file is written
+		f.apply("a")
+		require.NoError(t, f.close())
+		accepted := f.Ingester.now().Add(-behind)
+		d := blockstore.Deletion{
+			ID: ulid.MustNewDefault(accepted), Accepted: accepted, Selectors: []string{`{s="x"}`},
+			MinMs: noon.UnixMilli(), MaxMs: noon.Add(time.Hour).UnixMilli(), Blocks: []ulid.ULID{},
+		}
+		require.NoError(t, f.store().FinishDeletion(t.Context(), "a", blockstore.Receipt{Deletion: d}))
+		f.open()
+		for range 3 { // each is soon after the last
+			f.advance(4 * time.Minute)
+			f.apply("a")
+		}
+		require.Equal(t, map[string][]string{"y": {"1m0s 1"}}, f.stored("a"), behind)
 	}
 }
 
