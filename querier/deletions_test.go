@@ -274,15 +274,44 @@ func (noIngester) applyDeletions(context.Context, tenant.ID) (done [][]applied, 
 
 func (noIngester) refreshDeletions(context.Context, tenant.ID) []string { return nil }
 
+func TestADeletionWithAnEndInTheFutureEndsWhenItIsAccepted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, rigOption{inPlace: true})
+		now := time.Now().UnixMilli()
+		series := labels.FromStrings(model.MetricNameLabel, "a")
+		r.push(alice, series, write.Sample{T: now - 2*minute, V: 1})
+		deleter := &Deleter{store: r.store, edge: noIngester{}}
+		accepted, err := deleter.Accept(t.Context(), alice, blockstore.Deletion{Selectors: []string{`a`}, MinMs: 0, MaxMs: now + 24*hour})
+		require.NoError(t, err)
+		require.Equal(t, []string{"all"}, accepted.Missing)
+		found, err := r.store.DeletionsOf(t.Context(), alice)
+		require.NoError(t, err)
+		require.Equal(t, now, found.Active[0].MaxMs)
+		r.refresh()
+		require.Empty(t, r.counts(alice, 0, now+24*hour))
+
+		<-time.After(time.Minute)
+		r.push(alice, series, write.Sample{T: now + 10*minute, V: 2}) // by a clock that is ahead
+		require.Equal(t, map[string]int{"a": 1}, r.counts(alice, 0, now+24*hour))
+		late := r.upload(alice, now-hour, now+hour, blocktest.Floats("a", now-minute, now+3*minute, minute))
+		r.refresh()
+		require.Equal(t, map[string]int{"a": 3}, r.counts(alice, 0, now+24*hour), "as long as nobody can tell, what may have been there is hidden")
+
+		r.settle(alice, found.Active[0].Deletion)
+		r.refresh()
+		require.Equal(t, map[string]int{"a": 6}, r.counts(alice, 0, now+24*hour), "block %s came later, and ingesters have what they sent", late)
+	})
+}
+
 func TestADeletionWhoseBlocksAreListedLateLeavesOutWhatWasMadeSince(t *testing.T) {
 	r := newRig(t, rigOption{inPlace: true})
 	block := r.upload(alice, 0, 2*hour, blocktest.Floats("a", 0, 2*hour, 60_000))
 	want := map[ulid.ULID][]ulid.ULID{}
-	for _, ago := range []time.Duration{0, time.Hour} {
+	for _, ago := range []time.Duration{0, listingSkew - time.Minute, time.Hour} { // clocks may differ
 		d := blockstore.Deletion{ID: ulid.Make(), WholeTenant: true, MinMs: 0, MaxMs: 2 * hour, Accepted: time.Now().Add(-ago)}
 		require.NoError(t, r.store.PutDeletion(t.Context(), alice, d))
 		want[d.ID] = []ulid.ULID{}
-		if ago == 0 {
+		if ago < listingSkew {
 			want[d.ID] = []ulid.ULID{block}
 		}
 	}
@@ -292,7 +321,7 @@ func TestADeletionWhoseBlocksAreListedLateLeavesOutWhatWasMadeSince(t *testing.T
 	require.Equal(t, []string{"all"}, missing)
 	found, err := r.store.DeletionsOf(t.Context(), alice)
 	require.NoError(t, err)
-	require.Len(t, found.Active, 2)
+	require.Len(t, found.Active, 3)
 	for _, d := range found.Active {
 		require.Equal(t, want[d.ID], d.Blocks)
 	}
