@@ -75,7 +75,8 @@ type mark struct {
 //   - A marked block is deleted once the delay has passed. One marked as compacted
 //     is first looked at again: if the block that superseded it is gone or damaged,
 //     the mark is taken off and the block is compacted anew. So no sequence of
-//     failures deletes the last copy of a sample.
+//     failures deletes the last copy of a sample. For the same reason a block that is beyond
+//     the quota is deleted after what it supersedes, which would come back otherwise.
 //   - The other blocks are merged within aligned ranges of 24 h, 12 h and 2 h: all
 //     blocks in the largest range that has settled at once. Within 2 h there are
 //     several blocks only if they overlap or a head was cut early. What is too large
@@ -111,7 +112,15 @@ func plan(s state) actions {
 		view[id] = block
 	}
 
-	lineage := blockstore.NewLineage(unmarked(view))
+	lineage := blockstore.NewLineage(view)
+	superseded := make(map[ulid.ULID]struct{}) // the sources of blocks that are
+	for id, block := range view {
+		if _, ok := lineage.Covered(id, block.Shard()); ok {
+			for _, source := range blockstore.Sources(block.Meta) {
+				superseded[source] = struct{}{}
+			}
+		}
+	}
 	candidates := make(map[string][]blockstore.Block) // by external labels
 	for _, id := range sorted(view) {
 		block := view[id]
@@ -120,7 +129,8 @@ func plan(s state) actions {
 		case block.Deletion != nil && block.Deletion.Reason == blockstore.DeletionCompacted && !isSuperseded && s.fate(&block) == "":
 			todo.unmarks = append(todo.unmarks, id)
 		case block.Deletion != nil:
-			if !s.now.Before(block.Deletion.Time.Add(s.deletionDelay)) && s.blocks[id].Deletion != nil {
+			due := !s.now.Before(block.Deletion.Time.Add(s.deletionDelay)) && s.blocks[id].Deletion != nil
+			if due && (isSuperseded || block.Deletion.Reason != blockstore.DeletionQuota || !anyOf(blockstore.Sources(block.Meta), superseded)) {
 				todo.deletions = append(todo.deletions, id)
 			}
 			continue
@@ -206,6 +216,14 @@ func (s state) uncopied() []tsdb.BlockMeta {
 		}
 	}
 	return metas
+}
+
+// anyOf tells whether one of ids is in set.
+func anyOf(ids []ulid.ULID, set map[ulid.ULID]struct{}) bool {
+	return slices.ContainsFunc(ids, func(id ulid.ULID) bool {
+		_, ok := set[id]
+		return ok
+	})
 }
 
 // alignDown returns the start of the aligned range that t (in ms) lies in.

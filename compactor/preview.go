@@ -159,7 +159,7 @@ func (c *Compactor) Preview(ctx context.Context, id tenant.ID, l tenant.Limits) 
 	if l.MaxBucketBytes > 0 {
 		over = overQuota(left, bytes, l.MaxBucketBytes)
 	}
-	superseded := blockstore.Superseded(unmarked(blocks))
+	superseded := blockstore.Superseded(blocks)
 	for _, name := range sorted(blocks) {
 		block := blocks[name]
 		if _, covered := superseded[name]; covered {

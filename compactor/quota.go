@@ -12,21 +12,29 @@ import (
 	"github.com/hundredfold/hundredfold/internal/tenant"
 )
 
+// maxParts bounds the shards that are told apart within one block.
+const maxParts = 64
+
 // overQuota returns the blocks that must go so that the others fit into quota bytes: the
 // oldest. Blocks count that are to stay, and those that went for the same reason and are
 // there still, so that a larger quota saves them.
 func overQuota(blocks map[ulid.ULID]blockstore.Block, sizes map[ulid.ULID]int64, quota int64) map[ulid.ULID]struct{} {
-	superseded := blockstore.Superseded(unmarked(blocks))
+	lineage := blockstore.NewLineage(blocks)
+	finest := uint64(1)
+	for _, block := range blocks {
+		finest = max(finest, block.Shard().Count)
+	}
 	var candidates []blockstore.Block
-	total := int64(0)
+	bytes, total := make(map[ulid.ULID]int64, len(blocks)), int64(0)
 	for _, name := range sorted(blocks) {
 		block := blocks[name]
-		_, covered := superseded[name]
+		_, covered := lineage.Covered(name, block.Shard())
 		if covered || block.Previous || block.Deletion != nil && block.Deletion.Reason != blockstore.DeletionQuota {
 			continue
 		}
 		candidates = append(candidates, block)
-		total += sizes[name]
+		bytes[name] = bytesOf(lineage, block, sizes[name], finest)
+		total += bytes[name]
 	}
 	slices.SortStableFunc(candidates, func(a, b blockstore.Block) int { return cmp.Compare(a.Meta.MaxTime, b.Meta.MaxTime) })
 	over := map[ulid.ULID]struct{}{}
@@ -35,21 +43,25 @@ func overQuota(blocks map[ulid.ULID]blockstore.Block, sizes map[ulid.ULID]int64,
 			break
 		}
 		over[block.Meta.ULID] = struct{}{}
-		total -= sizes[block.Meta.ULID]
+		total -= bytes[block.Meta.ULID]
 	}
 	return over
 }
 
-// unmarked returns the blocks without the marks of the quota.
-func unmarked(blocks map[ulid.ULID]blockstore.Block) map[ulid.ULID]blockstore.Block {
-	out := make(map[ulid.ULID]blockstore.Block, len(blocks))
-	for name, block := range blocks {
-		if block.Deletion != nil && block.Deletion.Reason == blockstore.DeletionQuota {
-			block.Deletion = nil
+// bytesOf returns how many of a block's bytes are of samples that are in no other block
+// which supersedes it for them. While a block is being split, some of its shards are
+// covered and others are not; finest is the largest number of shards that there is.
+func bytesOf(lineage *blockstore.Lineage, block blockstore.Block, size int64, finest uint64) int64 {
+	shard := block.Shard()
+	parts := min(max(finest/shard.Count, 1), maxParts)
+	covered := int64(0)
+	for k := range parts {
+		part := blockstore.Shard{Index: shard.Index + k*shard.Count, Count: parts * shard.Count}
+		if _, ok := lineage.Covered(block.Meta.ULID, part); ok {
+			covered++
 		}
-		out[name] = block
 	}
-	return out
+	return size - size*covered/int64(parts) //nolint:gosec // it is at most maxParts
 }
 
 // beyondQuota returns the blocks of a tenant that are beyond its quota. It is an error if

@@ -32,7 +32,9 @@ func Sources(meta tsdb.BlockMeta) []ulid.ULID {
 // first block in it of those that hold some sample is never superseded.
 //
 // A block that must not be compacted supersedes nothing, since it may be damaged,
-// not even with equal sources; nor does one that is hidden (Block.Hidden).
+// not even with equal sources; nor does one that is hidden (Block.Hidden), but for the
+// quota's sake: what it was made of shares its fate, or else samples that are beyond the
+// quota would be read from there.
 func Superseded(blocks map[ulid.ULID]Block) map[ulid.ULID]ulid.ULID {
 	lineage := NewLineage(blocks)
 	superseded := make(map[ulid.ULID]ulid.ULID)
@@ -70,7 +72,7 @@ func NewLineage(blocks map[ulid.ULID]Block) *Lineage {
 	for _, id := range order {
 		block := blocks[id]
 		l.sources[id] = sortedSources(block)
-		if block.NoCompact != nil || block.Hidden() {
+		if block.NoCompact != nil || block.Hidden() && block.Deletion.Reason != DeletionQuota {
 			continue
 		}
 		for _, source := range l.sources[id] {

@@ -25,6 +25,8 @@ func TestSourcesDecideWhichBlockSupersedesWhich(t *testing.T) {
 	retention.Deletion = &blockstore.DeletionMark{Reason: blockstore.DeletionRetention}
 	compacted := block(9, 2, 1, 2)
 	compacted.Deletion = &blockstore.DeletionMark{Reason: blockstore.DeletionCompacted}
+	quota := block(9, 2, 1, 2)
+	quota.Deletion = &blockstore.DeletionMark{Reason: blockstore.DeletionQuota}
 	quarantined := block(9, 2, 1, 2)
 	quarantined.NoCompact = &blockstore.NoCompactMark{Reason: blockstore.NoCompactDamaged}
 
@@ -42,6 +44,7 @@ func TestSourcesDecideWhichBlockSupersedesWhich(t *testing.T) {
 		{"sources named twice", []blockstore.Block{block(8, 2, 1, 2), block(9, 2, 1, 1, 2)}, map[uint64]uint64{9: 8}},
 		{"no sources named", []blockstore.Block{block(1, 1), block(2, 1), block(9, 2, 1, 3)}, map[uint64]uint64{1: 9}},
 		{"retention hides nothing", []blockstore.Block{block(1, 1, 1), retention}, nil},
+		{"what a block beyond the quota was made of shares its fate", []blockstore.Block{block(1, 1, 1), quota}, map[uint64]uint64{1: 9}},
 		{"a compacted one still does, its own successor has more", []blockstore.Block{block(1, 1, 1), compacted}, map[uint64]uint64{1: 9}},
 		{"a quarantined one gives way to another result", []blockstore.Block{quarantined, block(10, 2, 1, 2)}, map[uint64]uint64{9: 10}},
 		{"a quarantined one hides nothing", []blockstore.Block{block(1, 1, 1), quarantined}, nil},
