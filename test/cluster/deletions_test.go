@@ -49,10 +49,15 @@ func (w *world) shareQuerier() {
 	w.net.publish(w.t)
 }
 
-// deletes asks for a deletion. missing are those who have not acknowledged it.
+// deletes asks for a deletion of series. missing are those who have not acknowledged it.
 func (w *world) deletes(admin http.Handler, query string) (code int, missing []string) {
 	w.t.Helper()
-	req := httptest.NewRequestWithContext(tenant.NewContext(w.t.Context(), acme), http.MethodPost, "/api/v1/admin/tsdb/delete_series?"+query, http.NoBody)
+	return w.asks(admin, "tsdb/delete_series?"+query)
+}
+
+func (w *world) asks(admin http.Handler, what string) (code int, missing []string) {
+	w.t.Helper()
+	req := httptest.NewRequestWithContext(tenant.NewContext(w.t.Context(), acme), http.MethodPost, "/api/v1/admin/"+what, http.NoBody)
 	rec := httptest.NewRecorder()
 	admin.ServeHTTP(rec, req)
 	if rec.Code == http.StatusAccepted {
@@ -141,5 +146,39 @@ func TestADeletionNamesTheIngesterThatHasNotAcknowledgedIt(t *testing.T) {
 		require.Equal(t, always(1, 120), w.lengths(gone, kept))
 		w.push("requests_total", "1", time.UnixMilli(w.start))
 		require.Equal(t, always(2, 120), w.lengths(gone, kept), "what is sent again is new")
+	})
+}
+
+func TestDeletionsHoldThoughTheClocksOfIngestersDiffer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, -9*time.Minute, 0, 9*time.Minute)
+		w.shareQuerier()
+		w.write(0, 30)
+		<-time.After(20 * time.Minute) // the tenant is no new one by any clock
+		admin := querier.NewAdmin(true, querier.NewClusterDeleter(w.store, w.net, w.net))
+		const gone, kept = `{__name__="requests_total", pod="1"}`, `{__name__="requests_total", pod="2"}`
+		always := func(lengths ...int) (want [3][]int) { return [3][]int{lengths, lengths, lengths} }
+
+		code, missing := w.deletes(admin, `match[]=requests_total{pod="1"}`)
+		require.Equal(t, http.StatusNoContent, code, missing)
+		require.Equal(t, []string{"hidden"}, w.states(admin))
+		require.Equal(t, always(0, 120), w.lengths(gone, kept))
+		w.push("requests_total", "1", time.UnixMilli(w.start))
+		w.push("requests_total", "1", time.Now())
+		require.Equal(t, always(2, 120), w.lengths(gone, kept))
+		for _, n := range w.nodes {
+			require.NoError(t, n.Flush(t.Context(), acme))
+			require.Equal(t, always(2, 120), w.lengths(gone, kept))
+		}
+
+		code, missing = w.asks(admin, "delete_tenant?confirm=acme")
+		require.Equal(t, http.StatusNoContent, code, missing)
+		require.Empty(t, samplesOf(t, w.pushed))
+		w.push("requests_total", "2", time.Now())
+		require.Equal(t, always(0, 1), w.lengths(gone, kept))
+		for _, n := range w.nodes {
+			require.NoError(t, n.Flush(t.Context(), acme))
+			require.Equal(t, always(0, 1), w.lengths(gone, kept))
+		}
 	})
 }
