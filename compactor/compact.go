@@ -15,6 +15,7 @@ import (
 	"github.com/hundredfold/hundredfold/internal/blockstore"
 	"github.com/hundredfold/hundredfold/internal/blockstream"
 	"github.com/hundredfold/hundredfold/internal/blockwriter"
+	"github.com/hundredfold/hundredfold/internal/disjoint"
 	"github.com/hundredfold/hundredfold/internal/remoteblock"
 	"github.com/hundredfold/hundredfold/internal/tenant"
 )
@@ -123,7 +124,7 @@ func (c *Compactor) merge(ctx context.Context, job compaction, inputs []*input, 
 	}
 	readers := make([]tsdb.BlockReader, len(inputs))
 	for i, in := range inputs {
-		readers[i] = in
+		readers[i] = disjoint.Block(in)
 	}
 	cfg := blockwriter.Config{
 		Parent:    parent,
@@ -205,7 +206,7 @@ func isPassing(err error) bool {
 func checkCounts(job compaction, inputs []*input, outputs []*blockwriter.Pending) error {
 	read, written := uint64(0), uint64(0)
 	for _, in := range inputs {
-		if job.vertical || in.hasTombstones() {
+		if job.vertical || in.overlaps || in.hasTombstones() {
 			return nil
 		}
 		if !job.splits() && in.chunks != in.listed {

@@ -215,3 +215,23 @@ func TestStockPromtoolReadsTheBlocks(t *testing.T) {
 	require.Len(t, lines, int(12*hour/step), "from chunks that are larger than any that Prometheus writes")
 	require.Equal(t, fmt.Sprintf(`{__name__="float", job="test"} %v %d`, float64(500)+0.5, 500*step), lines[500])
 }
+
+func TestAForeignBlockWithChunksThatOverlapIsCompacted(t *testing.T) {
+	f := newFixture(t)
+	whole := blocktest.Floats("a", 0, 2*hour, step)
+	n := len(whole.Samples)
+	first, second := whole, whole
+	first.Samples, second.Samples = whole.Samples[:3*n/4], whole.Samples[n/4:]
+	foreign := blocktest.WriteOverlapping(t, t.TempDir(), 0, 2*hour, []blocktest.Series{first}, []blocktest.Series{second})
+	require.NoError(t, f.store.Upload(t.Context(), acme, foreign))
+	dirs := []string{blocktest.Write(t, t.TempDir(), 0, 2*hour, whole)}
+	for start := 2 * hour; start < 12*hour; start += 2 * hour {
+		dir := blocktest.Write(t, t.TempDir(), start, start+2*hour, blocktest.Floats("a", start, start+2*hour, step))
+		require.NoError(t, f.store.Upload(t.Context(), acme, dir))
+		dirs = append(dirs, dir)
+	}
+	require.NoError(t, f.RunOnce(t.Context()))
+	require.Equal(t, 12*hour, f.only(t).MaxTime)
+	require.Equal(t, blocktest.Samples(t, dirs...), f.samples(t))
+	require.InDelta(t, 0, testutil.ToFloat64(f.metrics.quarantined), 0)
+}

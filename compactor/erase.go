@@ -17,6 +17,7 @@ import (
 	"github.com/hundredfold/hundredfold/internal/blockstream"
 	"github.com/hundredfold/hundredfold/internal/blockwriter"
 	"github.com/hundredfold/hundredfold/internal/deletion"
+	"github.com/hundredfold/hundredfold/internal/disjoint"
 	"github.com/hundredfold/hundredfold/internal/mask"
 	"github.com/hundredfold/hundredfold/internal/tenant"
 )
@@ -287,7 +288,7 @@ func (c *Compactor) writeWithout(ctx context.Context, id tenant.ID, block blocks
 	if err := os.MkdirAll(out, 0o777); err != nil {
 		return "", err
 	}
-	written, err := blockwriter.Write(ctx, blockwriter.Config{Parent: out, All: true}, []tsdb.BlockReader{mask.Block(in, filters...)}, []blockwriter.Spec{spec})
+	written, err := blockwriter.Write(ctx, blockwriter.Config{Parent: out, All: true}, []tsdb.BlockReader{mask.Block(disjoint.Block(in), filters...)}, []blockwriter.Spec{spec})
 	if err != nil || len(written) == 0 {
 		return "", err
 	}

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/hundredfold/hundredfold/internal/blockstore"
+	"github.com/hundredfold/hundredfold/internal/disjoint"
 	"github.com/hundredfold/hundredfold/internal/externallabels"
 	"github.com/hundredfold/hundredfold/internal/mask"
 	"github.com/hundredfold/hundredfold/internal/remoteblock"
@@ -147,7 +148,7 @@ func (s *session[R]) openHere(ctx context.Context, meta *blockstore.Block, filte
 	if err != nil {
 		return none, err
 	}
-	block = mask.Block(externallabels.Add(block, meta.Extension.ExternalLabels), filters...)
+	block = mask.Block(externallabels.Add(disjoint.Block(block), meta.Extension.ExternalLabels), filters...)
 	r, err := s.ofBlock(trim(block, within), within.mint, within.maxt)
 	if err != nil {
 		return none, err

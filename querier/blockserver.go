@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/hundredfold/hundredfold/internal/blockstore"
+	"github.com/hundredfold/hundredfold/internal/disjoint"
 	"github.com/hundredfold/hundredfold/internal/externallabels"
 	"github.com/hundredfold/hundredfold/internal/frame"
 	"github.com/hundredfold/hundredfold/internal/remoteblock"
@@ -195,7 +196,7 @@ func (s *blocksServer) readBlock(ctx context.Context, q blocksQuestion, i int, a
 		return answer.send(i, last)
 	}
 	withChunks := kind == queryv1.ReadBlocksRequest_KIND_CHUNKS
-	block := externallabels.Add(reader.Select(ctx, within.mint, within.maxt, withChunks), q.blocks[i].Extension.ExternalLabels)
+	block := externallabels.Add(disjoint.Block(reader.Select(ctx, within.mint, within.maxt, withChunks)), q.blocks[i].Extension.ExternalLabels)
 	if withChunks {
 		r, err := tsdb.NewBlockChunkQuerier(block, within.mint, within.maxt)
 		if err != nil {

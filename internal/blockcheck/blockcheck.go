@@ -34,6 +34,9 @@ const (
 // Census is what a block holds.
 type Census struct {
 	Series, Chunks int
+	// Overlapping counts the series with chunks that overlap. It is no damage: readers
+	// merge them, see package disjoint.
+	Overlapping int
 	// Samples is counted by Full alone.
 	Samples    uint64
 	Tombstones uint64

@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/prometheus/tsdb/index"
 
 	"github.com/hundredfold/hundredfold/internal/chunkbounds"
+	"github.com/hundredfold/hundredfold/internal/disjoint"
 )
 
 // checker is one check of a block.
@@ -146,6 +147,9 @@ func (w *walk) chunksOf(metas []chunks.Meta) error {
 	if err := checkChunks(w.meta, metas); err != nil {
 		return err
 	}
+	if disjoint.Overlap(metas) {
+		w.found.Overlapping++
+	}
 	if w.depth != Full {
 		return nil
 	}
@@ -167,10 +171,7 @@ func checkChunks(meta tsdb.BlockMeta, metas []chunks.Meta) error {
 
 // readChunks reads and decodes the chunks of a series.
 func readChunks(reader tsdb.ChunkReader, metas []chunks.Meta) (samples uint64, err error) {
-	for i, meta := range metas {
-		if i > 0 && meta.MinTime <= metas[i-1].MaxTime {
-			return samples, fmt.Errorf("the chunk from %d overlaps the one before, which ends at %d", meta.MinTime, metas[i-1].MaxTime)
-		}
+	for _, meta := range metas {
 		chunk, _, err := reader.ChunkOrIterable(meta)
 		if err != nil {
 			return samples, fmt.Errorf("chunk from %d: %w", meta.MinTime, err)

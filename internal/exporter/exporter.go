@@ -30,6 +30,7 @@ import (
 	"github.com/hundredfold/hundredfold/internal/blockstream"
 	"github.com/hundredfold/hundredfold/internal/blockwriter"
 	"github.com/hundredfold/hundredfold/internal/deletion"
+	"github.com/hundredfold/hundredfold/internal/disjoint"
 	"github.com/hundredfold/hundredfold/internal/externallabels"
 	"github.com/hundredfold/hundredfold/internal/mask"
 	"github.com/hundredfold/hundredfold/internal/retention"
@@ -220,7 +221,7 @@ func export(ctx context.Context, cfg Config, store *blockstore.Store, hidden hid
 			return nil, fmt.Errorf("open block %s: %w", b.Meta.ULID, err)
 		}
 		opened = append(opened, source)
-		reader := mask.Block(externallabels.Add(source, b.Extension.ExternalLabels), hidden.filters(b)...)
+		reader := mask.Block(externallabels.Add(disjoint.Block(source), b.Extension.ExternalLabels), hidden.filters(b)...)
 		inputs = append(inputs, selected(reader, cfg.Selectors))
 	}
 	spec := blockwriter.Spec{Meta: tsdb.BlockMeta{ULID: id, MinTime: w.mint, MaxTime: w.maxt}}

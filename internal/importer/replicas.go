@@ -19,6 +19,7 @@ import (
 
 	"github.com/hundredfold/hundredfold/internal/blockcheck"
 	"github.com/hundredfold/hundredfold/internal/blockwriter"
+	"github.com/hundredfold/hundredfold/internal/disjoint"
 	"github.com/hundredfold/hundredfold/internal/tenant"
 )
 
@@ -122,7 +123,7 @@ func (i *Importer) choose(ctx context.Context, id tenant.ID, j job, p *progress)
 			return err
 		}
 		defer block.Close()
-		inputs = append(inputs, block)
+		inputs = append(inputs, disjoint.Block(block))
 		replicas = append(replicas, i.replica(b))
 	}
 	parent := filepath.Join(i.cfg.Scratch, "replicas")

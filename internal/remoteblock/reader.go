@@ -239,9 +239,11 @@ func (r *Reader) spawn(f func()) bool {
 // checkTimes refuses chunks outside of the time range that meta.json says: queries for
 // other times would not find them.
 func (r *Reader) checkTimes(metas []chunks.Meta) error {
-	if n := len(metas); n > 0 && (metas[0].MinTime < r.meta.MinTime || metas[n-1].MaxTime >= r.meta.MaxTime) {
-		return damagef("a series has samples from %d to %d, and meta.json says that the block has some from %d up to %d only",
-			metas[0].MinTime, metas[n-1].MaxTime, r.meta.MinTime, r.meta.MaxTime)
+	for _, m := range metas { // they may overlap, and so be in any order
+		if m.MinTime < r.meta.MinTime || m.MaxTime >= r.meta.MaxTime {
+			return damagef("a series has samples from %d to %d, and meta.json says that the block has some from %d up to %d only",
+				m.MinTime, m.MaxTime, r.meta.MinTime, r.meta.MaxTime)
+		}
 	}
 	return nil
 }

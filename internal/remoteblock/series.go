@@ -148,7 +148,7 @@ func appendChunks(rest []byte, out *[]chunks.Meta) error {
 		} else {
 			ref += c.varint()
 		}
-		if c.bad || length < 0 || mint+length < mint || i > 0 && mint < maxt {
+		if c.bad || length < 0 || mint+length < mint {
 			break
 		}
 		maxt = mint + length

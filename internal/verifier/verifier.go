@@ -155,6 +155,9 @@ func (r *run) block(ctx context.Context, id tenant.ID, b blockstore.Block) error
 	if faults > maxFaults {
 		r.note(id, name, fmt.Sprintf("it has %d faults more", faults-maxFaults))
 	}
+	if found.Overlapping > 0 {
+		r.note(id, name, fmt.Sprintf("%d series have chunks that overlap, which Prometheus does not write; queries merge them, and so does the compactor", found.Overlapping))
+	}
 	if b.NoCompact != nil {
 		r.note(id, name, fmt.Sprintf("it is marked against compaction (%s): %s", b.NoCompact.Reason, b.NoCompact.Details))
 	}

@@ -98,3 +98,13 @@ func change(t *testing.T, path string, change func([]byte) []byte) {
 	require.NoError(t, os.Remove(path)) // it is a link
 	require.NoError(t, os.WriteFile(path, change(text), 0o600))
 }
+
+func TestChunksThatOverlapAreNotedAndNoFault(t *testing.T) {
+	store, _, _ := bucket(t)
+	series := []blocktest.Series{blocktest.Floats("a", 0, 2*hour, 15000)}
+	dir := blocktest.WriteOverlapping(t, t.TempDir(), 0, 2*hour, series, series)
+	require.NoError(t, store.Upload(t.Context(), "other", dir))
+	result, out := verify(t, store)
+	require.Zero(t, result.Faults, out)
+	require.Contains(t, out, "note other "+filepath.Base(dir)+": 1 series have chunks that overlap")
+}
