@@ -99,7 +99,9 @@ type Compactor struct {
 	rules    map[tenant.ID]rulesSince
 	// pruned are the classes of series that blocks were looked through for.
 	pruned map[blockName][]string
-	sizes  *sizes
+	// untouched are, for each deletion, the blocks that have nothing of what it deletes.
+	untouched map[ulid.ULID]map[blockName]struct{}
+	sizes     *sizes
 
 	sidecars *sidecars
 }
@@ -137,18 +139,19 @@ func New(cfg Config, deps Deps) (*Compactor, error) {
 		return nil, err
 	}
 	c := &Compactor{
-		cfg:      cfg,
-		store:    deps.Store,
-		limits:   deps.Limits,
-		owns:     deps.Owns,
-		logger:   deps.Logger,
-		now:      time.Now,
-		reported: make(map[blockName]struct{}),
-		settling: deps.Settle,
-		rules:    make(map[tenant.ID]rulesSince),
-		pruned:   make(map[blockName][]string),
-		sizes:    &sizes{known: make(map[blockName]int64)},
-		sidecars: newSidecars(),
+		cfg:       cfg,
+		store:     deps.Store,
+		limits:    deps.Limits,
+		owns:      deps.Owns,
+		logger:    deps.Logger,
+		now:       time.Now,
+		reported:  make(map[blockName]struct{}),
+		settling:  deps.Settle,
+		rules:     make(map[tenant.ID]rulesSince),
+		pruned:    make(map[blockName][]string),
+		untouched: make(map[ulid.ULID]map[blockName]struct{}),
+		sizes:     &sizes{known: make(map[blockName]int64)},
+		sidecars:  newSidecars(),
 	}
 	c.board = backlog.New(func() time.Time { return c.now() })
 	c.metrics = newMetrics(deps.Registerer, c.board)

@@ -5,13 +5,16 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"time"
 
 	"github.com/oklog/ulid/v2"
+	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/tsdb"
+	"github.com/prometheus/prometheus/tsdb/chunks"
 
 	"github.com/hundredfold/hundredfold/internal/blockstore"
 	"github.com/hundredfold/hundredfold/internal/blockstream"
@@ -160,7 +163,8 @@ func (c *Compactor) erase(ctx context.Context, id tenant.ID, of blockstore.Tenan
 		if len(ids) == 0 || !c.owns(id) {
 			continue
 		}
-		if err := c.rewrite(ctx, id, block, filters, ids); err != nil {
+		err := c.eraseIn(ctx, id, block, filters, ids, due)
+		if err != nil {
 			if ctx.Err() != nil {
 				return errors.Join(append(errs, err)...)
 			}
@@ -172,6 +176,81 @@ func (c *Compactor) erase(ctx context.Context, id tenant.ID, of blockstore.Tenan
 		errs = append(errs, c.store.EndCleaning(ctx, id))
 	}
 	return errors.Join(errs...)
+}
+
+// eraseIn carries out deletions in a block: writes it anew, or remembers that it has nothing
+// of what they delete. That is found out again after a restart, which costs the index of the
+// block and none of its chunks.
+func (c *Compactor) eraseIn(ctx context.Context, id tenant.ID, block blockstore.Block, filters []mask.Filter, ids []ulid.ULID, due []blockstore.ActiveDeletion) error {
+	name := blockName{id, block.Meta.ULID}
+	unknown := slices.DeleteFunc(slices.Clone(ids), func(id ulid.ULID) bool { return c.isUntouched(name, id) })
+	if len(unknown) == 0 {
+		return nil
+	}
+	found, err := c.lookInto(ctx, id, block, func(reader tsdb.IndexReader) (bool, error) {
+		for i := range due {
+			if !slices.Contains(unknown, due[i].ID) {
+				continue
+			}
+			if found, err := anySelected(ctx, reader, &due[i]); found || err != nil {
+				return found, err
+			}
+		}
+		return false, nil
+	})
+	if errors.Is(err, blockstore.ErrBlockNotFound) {
+		return nil // It is planned anew.
+	}
+	if err != nil {
+		return fmt.Errorf("look for deleted series in block %s: %w", block.Meta.ULID, err)
+	}
+	if found {
+		return c.rewrite(ctx, id, block, filters, ids)
+	}
+	for _, deletion := range unknown {
+		if c.untouched[deletion] == nil {
+			c.untouched[deletion] = make(map[blockName]struct{})
+		}
+		c.untouched[deletion][name] = struct{}{}
+	}
+	c.logger.Debug("a block has nothing of what is deleted", "tenant", id, "block", block.Meta.ULID, "deletions", unknown)
+	return nil
+}
+
+// isUntouched reports whether a block is known to have nothing of what is deleted.
+func (c *Compactor) isUntouched(block blockName, deletion ulid.ULID) bool {
+	_, ok := c.untouched[deletion][block]
+	return ok
+}
+
+// anySelected reports whether there are chunks with samples that a deletion may take away.
+func anySelected(ctx context.Context, reader tsdb.IndexReader, d *blockstore.ActiveDeletion) (bool, error) {
+	var (
+		builder labels.ScratchBuilder
+		metas   []chunks.Meta
+	)
+	for _, selector := range d.Selectors {
+		matchers, err := deletion.ParseSelector(selector)
+		if err != nil {
+			return false, err
+		}
+		selected, err := tsdb.PostingsForMatchers(ctx, reader, matchers...)
+		if err != nil {
+			return false, err
+		}
+		for selected.Next() {
+			if err := reader.Series(selected.At(), &builder, &metas); err != nil {
+				return false, err
+			}
+			if slices.ContainsFunc(metas, func(m chunks.Meta) bool { return m.OverlapsClosedInterval(d.MinMs, d.MaxMs) }) {
+				return true, nil
+			}
+		}
+		if err := selected.Err(); err != nil {
+			return false, err
+		}
+	}
+	return false, nil
 }
 
 // erasing returns a job that leaves out what is deleted or too old. wait says that it has
@@ -303,7 +382,9 @@ func (c *Compactor) finish(ctx context.Context, id tenant.ID, of blockstore.Tena
 	}
 	for i := range of.Active {
 		d := &of.Active[i]
-		if d.Settlement == nil || d.Blocks == nil || needed(d, blocks) {
+		touched := maps.Clone(blocks)
+		maps.DeleteFunc(touched, func(name ulid.ULID, _ blockstore.Block) bool { return c.isUntouched(blockName{id, name}, d.ID) })
+		if d.Settlement == nil || d.Blocks == nil || needed(d, touched) {
 			continue
 		}
 		receipt := blockstore.Receipt{Deletion: d.Deletion, Completed: c.now()}
@@ -314,6 +395,7 @@ func (c *Compactor) finish(ctx context.Context, id tenant.ID, of blockstore.Tena
 		if err := c.store.FinishDeletion(ctx, id, receipt); err != nil {
 			return err
 		}
+		delete(c.untouched, d.ID)
 		c.metrics.deletionsCompleted.Inc()
 		c.logger.Info("a deletion is complete: what it deletes is in no block any more", "tenant", id, "deletion", d.ID, "rewritten", len(receipt.Rewritten))
 	}

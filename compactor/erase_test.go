@@ -92,6 +92,45 @@ func TestADeletionIsCarriedOutInTheBlocksAndLeavesAReceipt(t *testing.T) {
 	require.Contains(t, f.visible(t), receipts[0].Rewritten[0].Into)
 }
 
+func TestABlockWithoutADeletedSeriesIsLeftAsItIs(t *testing.T) {
+	f := newFixture(t)
+	old := f.upload(t, 0, day, blocktest.Floats("a", 0, day, step), blocktest.Floats("b", 0, day, step))
+	without := f.upload(t, day, 2*day, blocktest.Floats("b", day, 2*day, step))
+	elsewhen := f.upload(t, 2*day, 3*day, blocktest.Floats("a", 2*day+12*hour, 3*day, step))
+	external := f.upload(t, 3*day, 4*day, blocktest.Floats("b", 3*day, 4*day, step))
+	f.extend(t, external, blockstore.Extension{Version: 1, ExternalLabels: map[string]string{"cluster": "eu"}})
+	d := f.accept(t, blockstore.Deletion{Selectors: []string{"a", `{cluster="eu"}`}, MinMs: 0, MaxMs: 2*day + 6*hour})
+	require.NoError(t, f.store.SettleDeletion(t.Context(), acme, d.ID, nil))
+	require.NoError(t, f.store.AskCleaning(t.Context(), acme))
+	require.NoError(t, f.RunOnce(t.Context()))
+	require.Subset(t, f.visible(t), []ulid.ULID{without, elsewhen, external})
+	require.NotContains(t, f.visible(t), old)
+	require.Len(t, f.active(t), 1, "the block of before is there still")
+
+	// As after a restart: what was found out is found out again.
+	clear(f.untouched)
+	f.age(t)
+	require.Empty(t, f.active(t))
+	require.Empty(t, f.untouched)
+	require.Subset(t, f.visible(t), []ulid.ULID{without, elsewhen, external})
+	require.Equal(t, map[string]int{a: 720, b: 3 * 1440}, f.counts(t))
+	receipts, err := f.store.Receipts(t.Context(), acme, time.Time{})
+	require.NoError(t, err)
+	require.Len(t, receipts[0].Rewritten, 1)
+	require.Equal(t, []ulid.ULID{old}, receipts[0].Rewritten[0].Blocks)
+}
+
+func TestADeletionBySomeExternalLabelIsCarriedOut(t *testing.T) {
+	f := newFixture(t)
+	external := f.upload(t, 0, day, blocktest.Floats("b", 0, day, step))
+	f.extend(t, external, blockstore.Extension{Version: 1, ExternalLabels: map[string]string{"cluster": "eu"}})
+	d := f.accept(t, blockstore.Deletion{Selectors: []string{`{cluster="eu"}`}, MinMs: 0, MaxMs: 12*hour - 1})
+	require.NoError(t, f.store.SettleDeletion(t.Context(), acme, d.ID, nil))
+	require.NoError(t, f.store.AskCleaning(t.Context(), acme))
+	require.NoError(t, f.RunOnce(t.Context()))
+	require.Equal(t, map[string]int{b: 720}, f.counts(t))
+}
+
 func TestABlockOfWhichNothingIsLeftIsDeleted(t *testing.T) {
 	f := newFixture(t)
 	old := f.upload(t, 0, day, blocktest.Floats("a", 0, day, step))

@@ -19,6 +19,7 @@ import (
 	"github.com/hundredfold/hundredfold/internal/blockstore"
 	"github.com/hundredfold/hundredfold/internal/blockstream"
 	"github.com/hundredfold/hundredfold/internal/deletion"
+	"github.com/hundredfold/hundredfold/internal/externallabels"
 	"github.com/hundredfold/hundredfold/internal/mask"
 	"github.com/hundredfold/hundredfold/internal/retention"
 	"github.com/hundredfold/hundredfold/internal/tenant"
@@ -141,7 +142,15 @@ func (c *Compactor) readPruned(ctx context.Context, name blockName) ([]string, e
 
 // holdsAny reports whether a block has chunks of series all of whose samples a filter
 // hides. It reads the index alone.
-func (c *Compactor) holdsAny(ctx context.Context, id tenant.ID, block blockstore.Block, filter mask.Filter) (found bool, err error) {
+func (c *Compactor) holdsAny(ctx context.Context, id tenant.ID, block blockstore.Block, filter mask.Filter) (bool, error) {
+	return c.lookInto(ctx, id, block, func(reader tsdb.IndexReader) (bool, error) {
+		return anyHidden(ctx, reader, block.Meta.MaxTime, filter)
+	})
+}
+
+// lookInto asks something of the index of a block, whose series have its external labels.
+func (c *Compactor) lookInto(ctx context.Context, id tenant.ID, block blockstore.Block, ask func(tsdb.IndexReader) (bool, error)) (found bool, err error) {
+	defer recoverDamage(&err)
 	if err := os.MkdirAll(c.cfg.Dir, 0o777); err != nil {
 		return false, err
 	}
@@ -155,12 +164,12 @@ func (c *Compactor) holdsAny(ctx context.Context, id tenant.ID, block blockstore
 		return false, err
 	}
 	defer func() { err = errors.Join(err, in.Close()) }()
-	reader, err := in.Index()
+	reader, err := externallabels.Add(in, block.Extension.ExternalLabels).Index()
 	if err != nil {
 		return false, err
 	}
 	defer func() { err = errors.Join(err, reader.Close()) }()
-	return anyHidden(ctx, reader, block.Meta.MaxTime, filter)
+	return ask(reader)
 }
 
 func anyHidden(ctx context.Context, reader tsdb.IndexReader, end int64, filter mask.Filter) (bool, error) {
