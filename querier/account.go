@@ -34,6 +34,7 @@ type account struct {
 	of                    *account // a part's whole; nil: this is one
 	held, peak, fetched   atomic.Int64
 	owned                 atomic.Int64 // of held: see holdOwned
+	maxOwned              int64        // 0: no limit but that of the whole
 	steps, stepsFromCache atomic.Int64 // of range queries; see renderStats
 }
 
@@ -114,15 +115,7 @@ func (a *account) Hold(bytes int64) error {
 // quarter of its limit at most. It reports whether it may: if not, nothing is held, and the block
 // is to be read here. So what fits into the limit where one querier is alone fits in a cluster.
 func (a *account) holdOwned(bytes int64) bool {
-	whole := a
-	for whole.of != nil {
-		whole = whole.of
-	}
-	limit := int64(maxOwnedBytes)
-	if whole.maxHeld > 0 {
-		limit = min(limit, whole.maxHeld/4)
-	}
-	if a.addOwned(bytes) > limit {
+	if a.addOwned(bytes) > a.ownedLimit() || a.maxOwned > 0 && a.owned.Load() > a.maxOwned {
 		a.addOwned(-bytes)
 		return false
 	}
@@ -131,6 +124,17 @@ func (a *account) holdOwned(bytes int64) bool {
 		return false
 	}
 	return true
+}
+
+// ownedLimit is what the whole query may hold of what other queriers send.
+func (a *account) ownedLimit() int64 {
+	if a.of != nil {
+		return a.of.ownedLimit()
+	}
+	if a.maxHeld > 0 {
+		return min(maxOwnedBytes, a.maxHeld/4)
+	}
+	return maxOwnedBytes
 }
 
 // dropOwned gives back what holdOwned holds.

@@ -127,6 +127,7 @@ type answer struct {
 	values   []string    // of labels, sorted
 	streams  [][][]byte  // of series: the frames of each ingester
 	within   timeRange   // of series: samples outside are left out
+	wider    bool        // of series: some may have no samples within
 	dropped  func(n int) // of series: is told of chunks that were there already
 }
 

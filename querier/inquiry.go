@@ -73,6 +73,9 @@ func (a *ownedAnswer) isSettled() bool {
 	}
 }
 
+// isTooLarge reports whether the answer is known to be more than may be held.
+func (a *ownedAnswer) isTooLarge() bool { return a.isSettled() && errors.Is(a.err, errTooLarge) }
+
 // newInquiry returns an inquiry about no block yet. It charges the account in ctx.
 func newInquiry(ctx context.Context, o *owners, id tenant.ID, ask request) *inquiry {
 	in := &inquiry{owners: o, account: accountOf(ctx), request: requestOfOwners(id, ask), answers: map[ulid.ULID]*ownedAnswer{}}

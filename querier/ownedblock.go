@@ -27,9 +27,12 @@ func askOwners[R reader](ctx context.Context, s *session[R], found holders[R], a
 	if ask.hints != nil {
 		ask.timeRange = s.span(ask.hints)
 	}
-	in := newInquiry(ctx, o, s.mu.tenant, ask)
+	in, ahead := newInquiry(ctx, o, s.mu.tenant, ask), askedAhead(ctx, ask)
 	for i := range found.blocks {
 		block := &found.blocks[i]
+		if ahead != nil && ahead.answers[block.Meta.ULID] != nil && !ahead.answers[block.Meta.ULID].isTooLarge() {
+			continue
+		}
 		if peers := o.of(s.mu.tenant, block.Meta.ULID); len(peers) > 0 {
 			in.add(block, peers)
 		}
@@ -132,17 +135,33 @@ func (b ownedBlock) selectSeries(ctx context.Context, hints *storage.SelectHints
 	return b.answer(ctx, ask)
 }
 
-// answer returns what owners say: what they were asked for the whole call, or are now.
+// answer returns what owners say: what they were asked for ahead or for the whole call, or are
+// now.
 func (b ownedBlock) answer(ctx context.Context, ask request) (*answer, error) {
-	var a *ownedAnswer
+	if ahead := askedAhead(ctx, ask); ahead != nil {
+		if a := ahead.answers[b.block.Meta.ULID]; a != nil {
+			out, err := a.wait(ctx, ask.timeRange)
+			if err == nil {
+				out.wider = true
+			}
+			if !errors.Is(err, errTooLarge) {
+				return out, err
+			}
+		}
+	}
 	if in, ok := ctx.Value(inquiryKey{}).(*inquiry); ok {
-		a = in.answers[b.block.Meta.ULID]
+		if a := in.answers[b.block.Meta.ULID]; a != nil {
+			return a.wait(ctx, ask.timeRange)
+		}
 	}
-	if a == nil { // its owners have changed since
-		in := newInquiry(ctx, b.owners, b.tenant, ask)
-		a = in.add(b.block, b.peers)
-		defer in.begin(ctx)()
-	}
+	in := newInquiry(ctx, b.owners, b.tenant, ask) // its owners have changed since
+	a := in.add(b.block, b.peers)
+	defer in.begin(ctx)()
+	return a.wait(ctx, ask.timeRange)
+}
+
+// wait returns the answer once it is settled, without samples outside of a range.
+func (a *ownedAnswer) wait(ctx context.Context, within timeRange) (*answer, error) {
 	select {
 	case <-a.settled:
 	case <-ctx.Done():
@@ -151,7 +170,7 @@ func (b ownedBlock) answer(ctx context.Context, ask request) (*answer, error) {
 	if a.err != nil {
 		return nil, a.err
 	}
-	out := &answer{within: ask.timeRange, values: a.got.values, streams: [][][]byte{a.got.frames}, dropped: func(int) {}}
+	out := &answer{within: within, values: a.got.values, streams: [][][]byte{a.got.frames}, dropped: func(int) {}}
 	for _, text := range a.got.warnings {
 		out.warnings.Add(errors.New(text))
 	}

@@ -33,6 +33,9 @@ func (answeredLabels) Close() error { return nil }
 type answeredSamples struct{ answeredLabels }
 
 func (a answeredSamples) Select(context.Context, bool, *storage.SelectHints, ...*labels.Matcher) storage.SeriesSet {
+	if a.wider {
+		return narrowSet{sampleSet{newReplicaSet(a.answer)}}
+	}
 	return sampleSet{newReplicaSet(a.answer)}
 }
 
@@ -46,6 +49,19 @@ func (a answeredChunks) Select(context.Context, bool, *storage.SelectHints, ...*
 type sampleSet struct{ *replicaSet }
 
 func (s sampleSet) At() storage.Series { return s.at }
+
+// narrowSet leaves out the series that have no chunk within the time range.
+type narrowSet struct{ sampleSet }
+
+func (s narrowSet) Next() bool {
+	within := s.answer.within
+	for s.sampleSet.Next() {
+		if slices.ContainsFunc(s.at.chunks, func(c frame.Chunk) bool { return c.MinTime <= within.maxt && c.MaxTime >= within.mint }) {
+			return true
+		}
+	}
+	return false
+}
 
 type chunkSet struct{ *replicaSet }
 

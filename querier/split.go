@@ -213,6 +213,8 @@ func (r *splitRun) all(ctx context.Context) error {
 	defer ahead.work.Wait()
 	defer owners.work.Wait()
 	defer done()
+	lots := newLots(ctx, r)
+	defer lots.close()
 	var workers sync.WaitGroup
 	for range min(cap(r.query.engines.slots), len(r.pieces)) {
 		workers.Go(func() {
@@ -223,7 +225,9 @@ func (r *splitRun) all(ctx context.Context) error {
 				if i >= len(r.pieces) {
 					return
 				}
-				if r.done[i] = r.one(ctx, r.pieces[i]); r.done[i].err != nil {
+				r.done[i] = r.one(lots.enter(ctx, aheadCtx, i), r.pieces[i])
+				lots.leave(i)
+				if r.done[i].err != nil {
 					r.stop.Store(true)
 				}
 			}
