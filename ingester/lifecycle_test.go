@@ -113,7 +113,7 @@ func TestIdleTenantThatDoesNotCloseCleanlyTakesWritesAgain(t *testing.T) {
 func TestLateSampleIsNotAcknowledgedWithoutItsLog(t *testing.T) {
 	f := newFixture(t)
 	f.push(acme, sample{"a", 0, 1}, sample{"a", -time.Minute, 2})
-	closeLateLog(t, f.lookup(acme).db.Head())
+	closeLog(t, f.lookup(acme).db.Head(), "wbl")
 	_, err := f.Push(context.Background(), acme, batch(sample{"a", -2 * time.Minute, 3}))
 	require.ErrorIs(t, err, errLateLog)
 	f.round(acme)
@@ -121,13 +121,14 @@ func TestLateSampleIsNotAcknowledgedWithoutItsLog(t *testing.T) {
 	require.Equal(t, []string{"-2m0s 3", "-1m0s 2", "0s 1"}, f.stored(acme)["a"])
 }
 
-// closeLateLog stands for a disk that takes no more bytes.
-func closeLateLog(t *testing.T, head *tsdb.Head) {
+// closeLog closes a log of a head behind its back, which stands for a disk that takes no
+// more bytes. "wbl" is that of late samples.
+func closeLog(t *testing.T, head *tsdb.Head, name string) {
 	t.Helper()
-	field := reflect.ValueOf(head).Elem().FieldByName("wbl")
-	wbl, ok := reflect.NewAt(field.Type(), unsafe.Pointer(field.UnsafeAddr())).Elem().Interface().(io.Closer)
+	field := reflect.ValueOf(head).Elem().FieldByName(name)
+	log, ok := reflect.NewAt(field.Type(), unsafe.Pointer(field.UnsafeAddr())).Elem().Interface().(io.Closer)
 	require.True(t, ok)
-	require.NoError(t, wbl.Close())
+	require.NoError(t, log.Close())
 }
 
 func TestPushHeedsItsDeadlineWhileAFlushWaitsForAQuery(t *testing.T) {

@@ -74,6 +74,13 @@ func (t *tenantDB) push(ctx context.Context, b *write.Batch, placed *Placed) (wr
 		return write.Result{}, nil
 	}
 
+	result, err := t.append(ctx, db, b)
+	t.mapChunksIfDue(db, result.Written.Samples+result.Written.Histograms)
+	return result, err
+}
+
+// append appends b when it is its turn. use is held shared.
+func (t *tenantDB) append(ctx context.Context, db *tsdb.DB, b *write.Batch) (write.Result, error) {
 	if err := t.appending.take(ctx); err != nil {
 		return write.Result{}, fmt.Errorf("wait for other writes of tenant %s: %w", t.id, err)
 	}

@@ -70,8 +70,10 @@ type tenantDB struct {
 	// sample), and it stands in for the TSDB's isolation, which is off.
 	appending turn
 	app       appendState // guarded by appending
-	// cutting is held by whoever cuts blocks: taken after use, before appending.
+	// cutting is held by whoever cuts blocks or writes out chunks of the head, which the
+	// TSDB does one at a time: taken after use, before appending.
 	cutting turn
+	chunks  headChunks
 
 	// broken is set when a commit could not be written to the log, or a push panicked
 	// before its own: the head may hold series that the log lacks, so nothing more may
@@ -323,10 +325,14 @@ func (t *tenantDB) maintain(ctx context.Context) error {
 
 // cut writes out what is complete, if the disk has room. use is held shared.
 func (t *tenantDB) cut(ctx context.Context, db *tsdb.DB, idle bool) error {
-	if err := t.ing.disk.check(0, t.ing.caps.series.Load()); err != nil {
+	if err := t.cutting.take(ctx); err != nil {
 		return err
 	}
-	db.ForceHeadMMap()
+	err := t.mapChunks(db)
+	t.cutting.give()
+	if err != nil {
+		return err
+	}
 	if idle && headHasSamples(db) {
 		return t.cutAllHeld(ctx, db)
 	}

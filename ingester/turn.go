@@ -18,5 +18,15 @@ func (t turn) take(ctx context.Context) error {
 	}
 }
 
+// tryTake takes the turn if nobody has it.
+func (t turn) tryTake() bool {
+	select {
+	case t <- struct{}{}:
+		return true
+	default:
+		return false
+	}
+}
+
 // give hands the turn on.
 func (t turn) give() { <-t }

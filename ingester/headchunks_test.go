@@ -1,0 +1,79 @@
+package ingester
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// pushRounds pushes one sample of each of 100 series per round. A chunk holds 120.
+func pushRounds(f *fixture, from, to int) {
+	f.t.Helper()
+	for n := from; n < to; n++ {
+		samples := make([]sample, 100)
+		for i := range samples {
+			samples[i] = sample{series: fmt.Sprint(i), at: time.Duration(n) * time.Second, v: float64(n)}
+		}
+		f.push(acme, samples...)
+	}
+}
+
+func headChunkFiles(f *fixture) []string {
+	f.t.Helper()
+	files, err := filepath.Glob(filepath.Join(f.dir, "ingester", "acme", "chunks_head", "*"))
+	require.NoError(f.t, err)
+	return files
+}
+
+func TestCompleteChunksAreWrittenOutWithoutWaitingForMaintenance(t *testing.T) {
+	f := newFixture(t)
+	f.advance(time.Hour)
+	pushRounds(f, 0, 60)
+	require.Empty(t, headChunkFiles(f), "no chunk is complete")
+	pushRounds(f, 60, 300)
+	require.NotEmpty(t, headChunkFiles(f))
+	require.Len(t, f.stored(acme)["7"], 300)
+}
+
+func TestChunksAreNotWrittenOutWhileTheHeadIsCut(t *testing.T) {
+	f := newFixture(t)
+	f.advance(time.Hour)
+	f.push(acme, sample{"0", -time.Second, 0})
+	db := f.lookup(acme)
+	require.NoError(t, db.cutting.take(context.Background()))
+	pushRounds(f, 0, 300)
+	require.Empty(t, headChunkFiles(f))
+	db.cutting.give()
+	pushRounds(f, 300, 301)
+	require.NotEmpty(t, headChunkFiles(f), "they stay due")
+}
+
+func TestAChunkThatCannotBeWrittenOutCostsNoSample(t *testing.T) {
+	f := newFixture(t)
+	f.advance(time.Hour)
+	pushRounds(f, 0, 60)
+	folder := filepath.Join(f.dir, "ingester", "acme", "chunks_head")
+	require.NoError(t, os.Remove(folder)) // It stands for a disk that takes no chunk.
+	n := 60
+	for ; !f.lookup(acme).broken.Load(); n++ {
+		require.Less(t, n, 300)
+		pushRounds(f, n, n+1)
+	}
+	_, err := f.Push(context.Background(), acme, batch(sample{"0", time.Hour, 1}))
+	require.ErrorIs(t, err, errBroken)
+	broken := f.lookup(acme).db.Head()
+	f.round(acme)
+	pushRounds(f, n, 300)
+	require.Len(t, f.stored(acme)["7"], 300)
+	f.restart()
+	require.Len(t, f.stored(acme)["7"], 300)
+
+	// A TSDB that can't write a chunk when it is closed leaves its logs open.
+	closeLog(t, broken, "wal")
+	closeLog(t, broken, "wbl")
+}
