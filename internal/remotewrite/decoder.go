@@ -1,7 +1,9 @@
 package remotewrite
 
 import (
+	"encoding/binary"
 	"fmt"
+	"math"
 
 	"github.com/prometheus/prometheus/model/exemplar"
 	"github.com/prometheus/prometheus/model/labels"
@@ -38,7 +40,8 @@ type Decoder struct {
 
 	// Of 2.0 only.
 	symbols   []symbol
-	canonical []byte
+	forms     [2]form             // of the series at hand and of the one before, in turn
+	at        int                 // which of them is that of the series at hand
 	expanded  int                 // bytes of labels so far
 	described []bool              // by symbol: metadata of the metric of this name is taken
 	families  map[string]struct{} // metric families whose metadata is taken
@@ -104,13 +107,14 @@ func (d *Decoder) Forget() {
 	d.regions, d.extra = d.regions[:0], d.extra[:0]
 	d.symbols, d.described, d.expanded = d.symbols[:0], d.described[:0], 0
 	d.unreserved = 0
+	d.forms[0].pairs, d.forms[1].pairs = 0, 0
 	d.builder.Reset()
 }
 
 // Retained returns how many bytes of buffers the decoder keeps for its next
 // request, for pools that let go of what grew too large.
 func (d *Decoder) Retained() int {
-	return 8*cap(d.regions) + cap(d.extra) + 8*cap(d.symbols) + cap(d.canonical) + cap(d.described)
+	return 8*cap(d.regions) + cap(d.extra) + 8*cap(d.symbols) + cap(d.forms[0].bytes) + cap(d.forms[1].bytes) + cap(d.described)
 }
 
 // AppendLabels implements write.LabelSource.
@@ -244,4 +248,30 @@ func (d *Decoder) addSample(s write.Sample) error {
 	}
 	d.batch.Samples = append(d.batch.Samples, s)
 	return nil
+}
+
+// plainSample decodes a sample of either version that consists of a value, unless that
+// is 0, and of a time and nothing else, as nearly all do.
+func plainSample(b []byte) (s write.Sample, ok bool) {
+	if len(b) > 9 && b[0] == 0x09 {
+		s.V = math.Float64frombits(binary.LittleEndian.Uint64(b[1:9]))
+		b = b[9:]
+	}
+	if len(b) < 2 || len(b) > 10 || b[0] != 0x10 {
+		return s, false
+	}
+	// At most nine bytes, so nothing is shifted out.
+	var t uint64
+	last := len(b) - 1
+	for i, x := range b[1:last] {
+		if x < 0x80 {
+			return s, false
+		}
+		t |= uint64(x&0x7f) << (7 * i)
+	}
+	if b[last] >= 0x80 {
+		return s, false
+	}
+	s.T = int64(t | uint64(b[last])<<(7*(last-1)))
+	return s, true
 }

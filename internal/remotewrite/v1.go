@@ -59,6 +59,7 @@ func (d *Decoder) seriesV1(c cursor) error {
 		case 1: // labels
 			start := c.at
 			_, _, err = c.span(wire)
+			c.pos = hopLabels(c.data[:c.end], c.pos)
 			for err == nil && c.pos < c.end && c.data[c.pos] == 0x0a {
 				c.at = c.pos
 				c.pos++
@@ -104,8 +105,24 @@ func (d *Decoder) seriesV1(c cursor) error {
 	return nil
 }
 
+// hopLabels steps over the labels at p that have less than 128 bytes, which nearly all
+// have, and returns where it stopped: there is the rest of the labels or anything else.
+func hopLabels(data []byte, p int) int {
+	for p+1 < len(data) && data[p] == 0x0a && data[p+1] < 0x80 {
+		next := p + 2 + int(data[p+1])
+		if next > len(data) {
+			break
+		}
+		p = next
+	}
+	return p
+}
+
 // sampleV1 decodes prometheus.Sample.
 func (d *Decoder) sampleV1(c cursor) error {
+	if s, ok := plainSample(c.data[c.pos:c.end]); ok {
+		return d.addSample(s)
+	}
 	var s write.Sample
 	for c.more() {
 		num, wire, err := c.next()

@@ -211,84 +211,6 @@ func (d *Decoder) rejectEmpty(s write.Series, r region) {
 	d.reject(reason, 1, func() (string, string) { return detail, d.describe(r) })
 }
 
-// noRef stands for "no such symbol".
-const noRef = ^uint32(0)
-
-// identify sets the identity of s, or its Err, and returns which symbol is the
-// value of __name__. Its error is about the request as a whole.
-func (d *Decoder) identify(s *write.Series, r region) (name uint32, err error) {
-	raw := d.bytes(r)
-	name, s.Err, err = d.canonicalize(raw)
-	if err != nil || s.Err != nil {
-		if err == nil && !wholeVarints(raw) {
-			err = errTruncated
-		}
-		return noRef, err
-	}
-	if d.expanded += len(d.canonical); d.expanded > maxExpandedBytes {
-		return noRef, errExpanded
-	}
-	s.ID = d.hasher.Canonical(d.canonical)
-	return name, nil
-}
-
-// canonicalize puts the canonical form of the labels that raw refers to into
-// d.canonical. The fault is that of the series alone.
-func (d *Decoder) canonicalize(raw []byte) (name uint32, fault, err error) {
-	name = noRef
-	c := cursor{data: raw, end: len(raw)}
-	d.canonical = d.canonical[:0]
-	for c.more() {
-		nameRef, err := c.uvarint()
-		if err != nil {
-			return noRef, nil, err
-		}
-		if !c.more() {
-			return noRef, errOddRefs, nil
-		}
-		valueRef, err := c.uvarint()
-		if err != nil {
-			return noRef, nil, err
-		}
-		label, ok1 := d.symbol(uint32(nameRef))
-		value, ok2 := d.symbol(uint32(valueRef))
-		if !ok1 || !ok2 {
-			return noRef, fmt.Errorf("label references %d and %d exceed the %d symbols", uint32(nameRef), uint32(valueRef), len(d.symbols)), nil
-		}
-		if value == "" {
-			continue
-		}
-		if label == model.MetricNameLabel {
-			name = uint32(valueRef)
-		}
-		if size := len(d.canonical) + len(label) + len(value); size > maxLabelsBytes {
-			return noRef, errLabelsTooLong(size), nil
-		}
-		d.canonical = appendLabel(d.canonical, label, value)
-	}
-	return name, nil, nil
-}
-
-// appendLabel is write.AppendCanonical with a shorter way for short labels.
-func appendLabel(dst []byte, name, value string) []byte {
-	size := 4 + len(name) + len(value)
-	if size >= 0x80 {
-		return write.AppendCanonical(dst, name, value)
-	}
-	off := len(dst)
-	if cap(dst)-off < size+2 {
-		dst = append(dst, make([]byte, size+2)...)
-	} else {
-		dst = dst[:off+size+2]
-	}
-	p := dst[off : off+size+2]
-	p[0], p[1], p[2], p[3] = 0x0a, byte(size), 0x0a, byte(len(name))
-	n := 4 + copy(p[4:], name)
-	p[n], p[n+1] = 0x12, byte(len(value))
-	copy(p[n+2:], value)
-	return dst
-}
-
 // appendRefs adds the labels that raw refers to, at most limit bytes, to b.
 func (d *Decoder) appendRefs(raw []byte, limit int, b *labels.ScratchBuilder) error {
 	c := cursor{data: raw, end: len(raw)}
@@ -320,6 +242,9 @@ func (d *Decoder) appendRefs(raw []byte, limit int, b *labels.ScratchBuilder) er
 
 // sampleV2 decodes io.prometheus.write.v2.Sample.
 func (d *Decoder) sampleV2(c cursor) error {
+	if s, ok := plainSample(c.data[c.pos:c.end]); ok {
+		return d.addSample(s)
+	}
 	var s write.Sample
 	for c.more() {
 		num, wire, err := c.next()
@@ -374,8 +299,8 @@ func (d *Decoder) exemplarV2(c cursor) error {
 		}
 	}
 	raw := d.bytes(r)
-	if !wholeVarints(raw) {
-		return errTruncated
+	if err := errReferences(raw); err != nil {
+		return err
 	}
 	d.builder.Reset()
 	fault := d.appendRefs(raw, maxExemplarBytes, &d.builder)
@@ -383,15 +308,15 @@ func (d *Decoder) exemplarV2(c cursor) error {
 	return d.addExemplar(value, int64(ts), fault)
 }
 
-// wholeVarints reports whether raw is a sequence of varints.
-func wholeVarints(raw []byte) bool {
+// errReferences says what is wrong if raw is no sequence of references, which are varints.
+func errReferences(raw []byte) error {
 	c := cursor{data: raw, end: len(raw)}
 	for c.more() {
 		if _, err := c.uvarint(); err != nil {
-			return false
+			return err
 		}
 	}
-	return true
+	return nil
 }
 
 // decodeMetadataV2 decodes io.prometheus.write.v2.Metadata into m.
