@@ -302,13 +302,15 @@ func (r *Reader) Select(ctx context.Context, mint, maxt int64, withChunks bool) 
 	return &Selection{r: r, ctx: ctx, mint: mint, maxt: maxt, chunks: withChunks, plan: newPlan(r.chunkGuess())}
 }
 
-// chunkGuess is how long a chunk likely is at most, in bytes.
+// chunkGuess is how long a chunk likely is at most, in bytes: as long as 480 values that
+// compress to nothing, for who has guessed too little needs another round trip, and who has
+// guessed too much some bytes of a page that is fetched as a whole.
 func (r *Reader) chunkGuess() int64 {
 	total := int64(0)
 	for _, s := range r.header.segments {
 		total += s.Size
 	}
-	return min(max(2*total/int64(max(r.meta.Stats.NumChunks, 1)), 512), 64<<10)
+	return min(max(2*total/int64(max(r.meta.Stats.NumChunks, 1)), 5<<10), 64<<10)
 }
 
 // Index implements tsdb.BlockReader.
