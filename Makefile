@@ -132,6 +132,10 @@ bench-history: build $(BIN)/versitygw $(BIN)/prometheus ## What queries of a yea
 	@$(GO) build -o $(BIN)/history ./test/history
 	@scripts/bench-history.sh $(ARGS)
 
+.PHONY: compare
+compare: build $(if $(TARGETS),$(if $(PROMETHEUS),$(BIN)/prometheus),$(BIN)/prometheus) ## The same load into this build and stock Prometheus, or TARGETS="NAME,URL,PID ..."; see docs/comparing.md
+	@scripts/compare.sh
+
 .PHONY: profile
 profile: build ## As the second half of bench, with a CPU profile in .bin/cpu.pprof
 	@PROFILE=$(BIN)/cpu.pprof scripts/bench.sh

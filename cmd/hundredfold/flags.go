@@ -163,6 +163,7 @@ func (l *listValue) Set(value string) error {
 // subcommands are those beside running the store, with what they do.
 func subcommands() map[string]string {
 	return map[string]string{
+		"compare": "send the same remote write to several receivers and measure what it costs each",
 		"drain":   "empty an ingester and take it out of the cluster",
 		"export":  "write plain blocks that Prometheus opens",
 		"import":  "bring blocks of Prometheus, promtool, Thanos, Cortex or Mimir into the bucket",

@@ -42,6 +42,8 @@ func main() {
 func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if len(args) > 0 {
 		switch args[0] {
+		case "compare":
+			return loadgen.MainCompare(ctx, args[1:], stdout, stderr)
 		case "drain":
 			return drain.Main(ctx, args[1:], stdout, stderr)
 		case "export":

@@ -116,13 +116,8 @@ func (c Config) Validate() error {
 			errs = append(errs, fmt.Errorf(format, args...))
 		}
 	}
-	if u, err := url.Parse(c.URL); err != nil || u.Scheme == "" || u.Host == "" {
-		fault(true, "--url: %q is not a URL such as http://127.0.0.1:9009/api/v1/write", c.URL)
-	}
-	if c.QueryURL != "" {
-		u, err := url.Parse(c.QueryURL)
-		fault(err != nil || u.Scheme == "" || u.Host == "", "--query-url: %q is not a URL such as http://127.0.0.1:9009", c.QueryURL)
-	}
+	fault(!isURL(c.URL), "--url: %q is not a URL such as http://127.0.0.1:9009/api/v1/write", c.URL)
+	fault(c.QueryURL != "" && !isURL(c.QueryURL), "--query-url: %q is not a URL such as http://127.0.0.1:9009", c.QueryURL)
 	errs = append(errs, c.World.Validate())
 	fault(c.Span < 0, "--span: %s is negative", c.Span)
 	fault(c.Span > 0 && c.Span < c.Interval, "--span: %s is shorter than the interval of %s", c.Span, c.Interval)
@@ -134,6 +129,11 @@ func (c Config) Validate() error {
 	fault(c.SamplesPerRequest < 2 || c.SamplesPerRequest > 1_000_000, "--samples-per-request: %d is outside 2 to 1000000", c.SamplesPerRequest)
 	fault(c.Timeout <= 0, "timeout: %s is not positive", c.Timeout)
 	return errors.Join(errs...)
+}
+
+func isURL(s string) bool {
+	u, err := url.Parse(s)
+	return err == nil && u.Scheme != "" && u.Host != ""
 }
 
 // Validate reports all faults of w, each with the flag that sets it.

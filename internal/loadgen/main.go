@@ -7,12 +7,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math"
 	"strconv"
 	"strings"
-	"time"
-
-	"github.com/prometheus/common/model"
 )
 
 const usage = `hundredfold loadgen sends remote write like Prometheus servers that scrape Kubernetes.
@@ -48,18 +44,30 @@ type options struct {
 // go to stdout, progress and errors to stderr.
 func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	cfg, opts, err := parse(args, stderr)
+	if err == nil {
+		err = execute(ctx, cfg, opts, stdout, stderr)
+	} else {
+		err = usageError{err}
+	}
+	return exitCode("loadgen", err, stderr)
+}
+
+// usageError is a fault of the command line.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+// exitCode tells stderr what went wrong in a subcommand, and returns its exit code.
+func exitCode(name string, err error, stderr io.Writer) int {
 	switch {
-	case errors.Is(err, flag.ErrHelp):
+	case err == nil || errors.Is(err, flag.ErrHelp):
 		return exitOK
-	case err != nil:
-		_, _ = fmt.Fprintf(stderr, "hundredfold loadgen: %s\nSee hundredfold loadgen --help.\n", strings.ReplaceAll(err.Error(), "\n", "\n  "))
+	case errors.As(err, new(usageError)):
+		_, _ = fmt.Fprintf(stderr, "hundredfold %s: %s\nSee hundredfold %[1]s --help.\n", name, strings.ReplaceAll(err.Error(), "\n", "\n  "))
 		return exitUsage
 	}
-	if err := execute(ctx, cfg, opts, stdout, stderr); err != nil {
-		_, _ = fmt.Fprintf(stderr, "hundredfold loadgen: %s\n", err)
-		return exitFaulty
-	}
-	return exitOK
+	_, _ = fmt.Fprintf(stderr, "hundredfold %s: %s\n", name, err)
+	return exitFaulty
 }
 
 var (
@@ -125,78 +133,29 @@ func prepare(cfg Config, opts options, logger *slog.Logger) (*Generator, error) 
 
 func parse(args []string, stderr io.Writer) (Config, options, error) {
 	cfg, opts := Default(), options{}
-	var histograms, end, pids string
-	protocol := int(cfg.Protocol)
-
+	var pids string
 	flags := flag.NewFlagSet("hundredfold loadgen", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
+	stream := newStreamFlags(flags, &cfg)
 	flags.StringVar(&cfg.URL, "url", cfg.URL, "`URL` that receives remote write")
 	flags.StringVar(&cfg.QueryURL, "query-url", "", "`URL` of the query API for --verify, without /api/v1 (default: from --url)")
-	flags.IntVar(&cfg.Series, "series", cfg.Series, "active series, in all tenants together")
-	flags.TextVar((*duration)(&cfg.Interval), "interval", (*duration)(&cfg.Interval), "time from one sample of a series to the next")
 	flags.TextVar((*duration)(&cfg.Span), "span", (*duration)(&cfg.Span), "simulated time to send, ending at --end; 0s: send live, stamped with the current time")
-	flags.StringVar(&end, "end", "", "end of --span, as RFC 3339 or Unix seconds (default: now)")
 	flags.TextVar((*duration)(&cfg.Duration), "duration", (*duration)(&cfg.Duration), "stop after this much time; 0s: at the end of --span, or when interrupted")
-	flags.Float64Var(&cfg.Rate, "rate", 0, "samples per second of --span; 0: as fast as accepted")
-	flags.Float64Var(&cfg.Churn, "churn", 0, "`share` of the series that is replaced per hour")
-	flags.IntVar(&protocol, "protocol", protocol, "remote write `1|2`")
-	flags.StringVar(&histograms, "histograms", "0", "native histograms among the series: a share below 1, or a count")
-	flags.IntVar(&cfg.Tenants, "tenants", 0, "tenants, sent as X-Scope-OrgID: loadgen-0 and so on; 0: no header")
-	flags.IntVar(&cfg.Senders, "senders", cfg.Senders, "requests on their way at once")
-	flags.IntVar(&cfg.SamplesPerRequest, "samples-per-request", cfg.SamplesPerRequest, "samples in one request, at most")
-	flags.Uint64Var(&cfg.Seed, "seed", cfg.Seed, "another seed makes other series")
 	flags.StringVar(&pids, "pid", "", "`processes` of the receiver, with commas between, whose CPU time and memory are reported")
 	flags.BoolVar(&opts.verify, "verify", false, "afterwards read everything back by PromQL and compare")
 	flags.BoolVar(&opts.verifyOnly, "verify-only", false, "send nothing; verify an earlier run, that of --journal or one with the same flags and --end")
 	flags.StringVar(&cfg.Journal, "journal", "", "`file` that tells what was acknowledged, for a later --verify-only")
 
-	if err := flags.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			_, _ = io.WriteString(stderr, usage)
-			flags.SetOutput(stderr)
-			flags.PrintDefaults()
-		}
+	if err := parseFlags(flags, args, usage, stderr); err != nil {
 		return cfg, opts, err
 	}
-	if flags.NArg() > 0 {
-		return cfg, opts, fmt.Errorf("unexpected argument %q: all options are flags", flags.Arg(0))
-	}
-	cfg.Protocol = Protocol(protocol)
-	var errs [4]error
-	cfg.Histograms, errs[0] = parseHistograms(histograms, cfg.Series)
-	cfg.End, errs[1] = parseEnd(end)
-	cfg.Processes, errs[2] = parsePIDs(pids)
-	if opts.verifyOnly && cfg.Journal == "" && (cfg.Span == 0 || end == "") {
-		errs[3] = errors.New("--verify-only: needs --journal, or --span and --end of the earlier run")
+	var errs [3]error
+	errs[0] = stream.complete(&cfg)
+	cfg.Processes, errs[1] = parsePIDs(pids)
+	if opts.verifyOnly && cfg.Journal == "" && (cfg.Span == 0 || stream.end == "") {
+		errs[2] = errors.New("--verify-only: needs --journal, or --span and --end of the earlier run")
 	}
 	return cfg, opts, errors.Join(errors.Join(errs[:]...), cfg.Validate())
-}
-
-func parseHistograms(s string, series int) (int, error) {
-	v, err := strconv.ParseFloat(s, 64)
-	switch {
-	case err != nil || v < 0 || math.IsNaN(v) || v > math.MaxInt32:
-		return 0, fmt.Errorf("--histograms: %q is neither a share such as 0.1 nor a count", s)
-	case v < 1:
-		return int(math.Round(v * float64(series))), nil
-	case v != math.Trunc(v):
-		return 0, fmt.Errorf("--histograms: %q is neither a share below 1 nor a whole number", s)
-	}
-	return int(v), nil
-}
-
-func parseEnd(s string) (time.Time, error) {
-	if s == "" {
-		return time.Time{}, nil
-	}
-	if seconds, err := strconv.ParseFloat(s, 64); err == nil && math.Abs(seconds) < 1e11 {
-		return time.UnixMilli(int64(seconds * 1000)), nil
-	}
-	t, err := time.Parse(time.RFC3339, s)
-	if err != nil {
-		return time.Time{}, fmt.Errorf("--end: %q is neither RFC 3339 nor Unix seconds", s)
-	}
-	return t, nil
 }
 
 func parsePIDs(s string) ([]int, error) {
@@ -205,33 +164,19 @@ func parsePIDs(s string) ([]int, error) {
 		if field == "" {
 			continue
 		}
-		pid, err := strconv.Atoi(strings.TrimSpace(field))
-		if err != nil || pid < 1 {
-			return nil, fmt.Errorf("--pid: %q is not a process id", field)
+		pid, err := parsePID(field)
+		if err != nil {
+			return nil, fmt.Errorf("--pid: %w", err)
 		}
 		pids = append(pids, pid)
 	}
 	return pids, nil
 }
 
-// duration is a flag that takes Prometheus's durations (1d) and Go's (1.5h).
-type duration time.Duration
-
-// UnmarshalText implements encoding.TextUnmarshaler.
-func (d *duration) UnmarshalText(text []byte) error {
-	if parsed, err := model.ParseDuration(string(text)); err == nil {
-		*d = duration(parsed)
-		return nil
+func parsePID(s string) (int, error) {
+	pid, err := strconv.Atoi(strings.TrimSpace(s))
+	if err != nil || pid < 1 {
+		return 0, fmt.Errorf("%q is not a process id", s)
 	}
-	parsed, err := time.ParseDuration(string(text))
-	if err != nil {
-		return fmt.Errorf("%q is not a duration such as 15s, 1h30m or 1d", text)
-	}
-	*d = duration(parsed)
-	return nil
-}
-
-// MarshalText implements encoding.TextMarshaler.
-func (d *duration) MarshalText() ([]byte, error) {
-	return []byte(model.Duration(*d).String()), nil
+	return pid, nil
 }

@@ -2,8 +2,11 @@ package loadgen
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -22,19 +25,31 @@ func ownCPU() time.Duration {
 // processes returns what the processes use together, from /proc.
 func processes(pids []int) (Usage, error) {
 	var total Usage
+	if len(pids) > 0 && runtime.GOOS != "linux" {
+		return total, fmt.Errorf("processes are measured by /proc, as on Linux: on %s it cannot be done", runtime.GOOS)
+	}
 	for _, pid := range pids {
-		cpu, err := processCPU(pid)
-		if err != nil {
-			return Usage{}, fmt.Errorf("account process %d (--pid): %w", pid, err)
+		usage, err := process(pid)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return Usage{}, fmt.Errorf("there is no process %d on this machine", pid)
+		case err != nil:
+			return Usage{}, fmt.Errorf("measure process %d: %w", pid, err)
 		}
-		memory, err := processAnonymous(pid)
-		if err != nil {
-			return Usage{}, fmt.Errorf("account process %d (--pid): %w", pid, err)
-		}
-		total.CPU += cpu
-		total.Anonymous += memory
+		total.CPU += usage.CPU
+		total.Anonymous += usage.Anonymous
 	}
 	return total, nil
+}
+
+// process returns what the process has used.
+func process(pid int) (Usage, error) {
+	cpu, err := processCPU(pid)
+	if err != nil {
+		return Usage{}, err
+	}
+	memory, err := processAnonymous(pid)
+	return Usage{CPU: cpu, Anonymous: memory}, err
 }
 
 // processCPU reads user and system time: fields 14 and 15 of /proc/PID/stat,

@@ -3,6 +3,7 @@ package loadgen
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"sync"
 	"sync/atomic"
@@ -24,7 +25,7 @@ func (g *Generator) Run(ctx context.Context) (Report, error) {
 	ownBefore := ownCPU()
 	receiverBefore, err := processes(g.cfg.Processes)
 	if err != nil {
-		return Report{}, err
+		return Report{}, fmt.Errorf("--pid: %w", err)
 	}
 	sendCtx := ctx
 	if g.cfg.Duration > 0 {
@@ -66,7 +67,7 @@ func (g *Generator) Run(ctx context.Context) (Report, error) {
 	report.CPU = ownCPU() - ownBefore
 	receiver, usageErr := processes(g.cfg.Processes)
 	if usageErr != nil {
-		return report, errors.Join(err, usageErr)
+		return report, errors.Join(err, fmt.Errorf("--pid: %w", usageErr))
 	}
 	receiver.CPU -= receiverBefore.CPU
 	report.Receiver = receiver

@@ -1,0 +1,36 @@
+# What the measuring scripts share. They run in the root of the repository.
+
+# A port that nobody listens on: connecting to it fails.
+free_port() {
+	local port=$((20000 + RANDOM % 10000))
+	while (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do port=$((20000 + RANDOM % 10000)); done
+	echo "$port"
+}
+
+# is_ready PORT PATH: the answer there is 200.
+is_ready() {
+	exec 3<>"/dev/tcp/127.0.0.1/$1" || return 1
+	printf 'GET %s HTTP/1.0\r\n\r\n' "$2" >&3
+	head -n 1 <&3 | grep -q ' 200 '
+}
+
+# await_ready PID PORT PATH LOG SECONDS: waits until the process is ready. If it ends, or
+# takes longer, that ends the script with the log.
+await_ready() {
+	local i
+	for ((i = 0; ; i++)); do
+		if (is_ready "$2" "$3") 2>/dev/null; then return; fi
+		if ! kill -0 "$1" 2>/dev/null || ((i == $5 * 10)); then
+			echo "process $1 did not become ready; its log:" >&2
+			cat "$4" >&2
+			exit 1
+		fi
+		sleep 0.1
+	done
+}
+
+# end PID: stops the process and waits for it.
+end() {
+	kill "$1" 2>/dev/null || true
+	wait "$1" 2>/dev/null || true
+}
