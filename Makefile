@@ -127,6 +127,10 @@ bench-cluster: build $(BIN)/versitygw ## The cost of a distributor and three ing
 	@$(GO) build -o $(BIN)/devcluster ./test/devcluster
 	@$(BIN)/devcluster bench -- --series=100000 --span=1h --samples-per-request=2000 --senders=8 --protocol=$(PROTOCOL)
 
+.PHONY: bench-restart
+bench-restart: build ## What a restart costs after a kill and after a clean stop; SERIES=1000000 SPAN=2h need 8 GB of disk
+	@scripts/bench-restart.sh
+
 .PHONY: bench-history
 bench-history: build $(BIN)/versitygw $(BIN)/prometheus ## What queries of a year cost on a distant object store; PROMETHEUS=1 beside stock Prometheus
 	@$(GO) build -o $(BIN)/history ./test/history
