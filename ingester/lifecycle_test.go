@@ -470,36 +470,6 @@ func texts(twin map[string]map[time.Duration]float64) map[string][]string {
 	return out
 }
 
-func TestTableAgreesWithAMap(t *testing.T) {
-	rng := rand.New(rand.NewPCG(1, 0))
-	var tab table
-	twin := map[write.Identity]int64{}
-	for range 20_000 {
-		id := write.Identity{Hi: rng.Uint64() % 3000, Lo: 1 + rng.Uint64()%3}
-		if e := tab.find(id); e != nil {
-			require.Equal(t, twin[id], e.lastT)
-			e.lastT++
-			twin[id]++
-			continue
-		}
-		require.NotContains(t, twin, id)
-		tab.insert(entry{id: id, lastT: int64(len(twin))})
-		twin[id] = int64(len(twin))
-		if rng.IntN(1000) == 0 {
-			tab.dropBefore(500)
-			for id, last := range twin {
-				if last < 500 {
-					delete(twin, id)
-				}
-			}
-		}
-	}
-	require.Equal(t, len(twin), tab.used)
-	for id, last := range twin {
-		require.Equal(t, last, tab.find(id).lastT)
-	}
-}
-
 func TestConcurrentPushesQueriesAndMaintenance(t *testing.T) {
 	f := newFixture(t)
 	f.advance(24 * time.Hour)

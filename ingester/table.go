@@ -22,26 +22,52 @@ type entry struct {
 // million series that is the difference between scanning 50 MB in every cycle
 // and nothing. It belongs to one head instance and goes with it, since
 // references are used again by the next. One goroutine.
+//
+// It is made of segments that grow by a quarter, each by itself: a series takes 43 to 53
+// bytes. One array that doubles takes up to 85, and half as much again while it does.
 type table struct {
-	entries []entry // length is a power of two; a zero id is a free place
+	segments [tableSegments]segment
+}
+
+// segment holds the entries whose identities begin with the same bits. The place of one
+// is where its other half lies among all numbers, so any number of places will do.
+type segment struct {
+	entries []entry // a zero id is a free place
 	used    int
 }
 
-const minTableSize = 64
+const (
+	tableSegments    = 1 << tableSegmentBits
+	tableSegmentBits = 4
+	minSegmentSize   = 8
+)
+
+func (t *table) segment(id write.Identity) *segment {
+	return &t.segments[id.Hi>>(64-tableSegmentBits)]
+}
+
+// home returns the place where the search for id begins. There must be places.
+func (s *segment) home(id write.Identity) int {
+	place, _ := bits.Mul64(id.Lo, uint64(len(s.entries)))
+	return int(place)
+}
 
 // find returns the entry of id, or nil. The pointer is good until the next insert.
 func (t *table) find(id write.Identity) *entry {
-	if len(t.entries) == 0 || id.IsZero() {
+	s := t.segment(id)
+	if len(s.entries) == 0 || id.IsZero() {
 		return nil
 	}
-	mask := uint64(len(t.entries) - 1)
-	for i := id.Lo & mask; ; i = (i + 1) & mask {
-		e := &t.entries[i]
+	for i := s.home(id); ; {
+		e := &s.entries[i]
 		if e.id == id {
 			return e
 		}
 		if e.id.IsZero() {
 			return nil
+		}
+		if i++; i == len(s.entries) {
+			i = 0
 		}
 	}
 }
@@ -50,12 +76,11 @@ func (t *table) find(id write.Identity) *entry {
 // a large table waits for memory; here the processor waits for many at once, since
 // none depends on another.
 func (t *table) warm(series []write.Series) (sum uint64) {
-	if len(t.entries) == 0 {
-		return 0
-	}
-	mask := uint64(len(t.entries) - 1)
 	for i := range series {
-		sum += t.entries[series[i].ID.Lo&mask].id.Lo
+		id := series[i].ID
+		if s := t.segment(id); len(s.entries) > 0 {
+			sum += s.entries[s.home(id)].id.Lo
+		}
 	}
 	return sum
 }
@@ -63,29 +88,54 @@ func (t *table) warm(series []write.Series) (sum uint64) {
 // insert adds e, whose id must not be in the table yet, and returns its place.
 // The pointer is good until the next insert.
 func (t *table) insert(e entry) *entry {
-	if t.used*4 >= len(t.entries)*3 {
-		t.resize(max(minTableSize, len(t.entries)*2))
+	s := t.segment(e.id)
+	if s.used >= fill(len(s.entries)) {
+		s.rebuild(max(minSegmentSize, len(s.entries)*5/4), nil)
 	}
-	t.used++
-	return t.place(e)
+	s.used++
+	return s.place(e)
 }
 
-func (t *table) place(e entry) *entry {
-	mask := uint64(len(t.entries) - 1)
-	i := e.id.Lo & mask
-	for !t.entries[i].id.IsZero() {
-		i = (i + 1) & mask
+func (s *segment) place(e entry) *entry {
+	i := s.home(e.id)
+	for !s.entries[i].id.IsZero() {
+		if i++; i == len(s.entries) {
+			i = 0
+		}
 	}
-	t.entries[i] = e
-	return &t.entries[i]
+	s.entries[i] = e
+	return &s.entries[i]
 }
 
-func (t *table) resize(size int) {
-	old := t.entries
-	t.entries = make([]entry, size)
-	for _, e := range old {
-		if !e.id.IsZero() {
-			t.place(e)
+// rebuild moves the entries into so many places, but for those that drop, unless it is
+// nil, says are to go.
+func (s *segment) rebuild(size int, drop func(*entry) bool) {
+	old := s.entries
+	*s = segment{entries: make([]entry, size)}
+	for i := range old {
+		if e := &old[i]; !e.id.IsZero() && (drop == nil || !drop(e)) {
+			s.used++
+			s.place(*e)
+		}
+	}
+}
+
+// drop forgets the entries that gone says are to go.
+func (t *table) drop(gone func(*entry) bool) {
+	for i := range t.segments {
+		s := &t.segments[i]
+		kept := s.used
+		for k := range s.entries {
+			if e := &s.entries[k]; !e.id.IsZero() && gone(e) {
+				kept--
+			}
+		}
+		switch kept {
+		case s.used:
+		case 0:
+			*s = segment{}
+		default:
+			s.rebuild(sizeFor(kept), gone)
 		}
 	}
 }
@@ -93,23 +143,7 @@ func (t *table) resize(size int) {
 // dropBefore forgets the series without a sample at or after mint. A forgotten
 // series is found again by its labels.
 func (t *table) dropBefore(mint int64) {
-	kept := 0
-	for i := range t.entries {
-		if e := &t.entries[i]; !e.id.IsZero() && e.lastT >= mint {
-			kept++
-		}
-	}
-	if kept == t.used {
-		return
-	}
-	old := t.entries
-	t.entries = make([]entry, sizeFor(kept))
-	t.used = kept
-	for _, e := range old {
-		if !e.id.IsZero() && e.lastT >= mint {
-			t.place(e)
-		}
-	}
+	t.drop(func(e *entry) bool { return e.lastT < mint })
 }
 
 // dropRefs forgets the series with these references, which the head has dropped.
@@ -118,16 +152,23 @@ func (t *table) dropRefs(refs []storage.SeriesRef) {
 	for _, ref := range refs {
 		gone[ref] = struct{}{}
 	}
-	old := t.entries
-	*t = table{}
-	for _, e := range old {
-		if _, drop := gone[e.ref]; !drop && !e.id.IsZero() {
-			t.insert(e)
-		}
-	}
+	t.drop(func(e *entry) bool {
+		_, ok := gone[e.ref]
+		return ok
+	})
 }
 
-// sizeFor returns the smallest table size that holds n entries at most three quarters full.
-func sizeFor(n int) int {
-	return max(minTableSize, 1<<bits.Len(uint(n*4/3)))
+// size returns the number of series.
+func (t *table) size() (n int) {
+	for i := range t.segments {
+		n += t.segments[i].used
+	}
+	return n
 }
+
+// fill returns how many of size places are filled before there have to be more. 7/8 would
+// save 8 bytes per series and cost 5 ns per lookup.
+func fill(size int) int { return size * 3 / 4 }
+
+// sizeFor returns a number of places that n entries fill by less than that.
+func sizeFor(n int) int { return max(minSegmentSize, n*3/2) }
