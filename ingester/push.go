@@ -329,6 +329,9 @@ func (p *pusher) append(i int, k uint32, st, t int64, v float64, h *histogram.Hi
 	if err != nil {
 		return p.rejectErr(i, item(k, h, fh), err)
 	}
+	if err := p.t.refs.reserve(ref); err != nil {
+		return err
+	}
 	e.ref, e.lastT = ref, max(e.lastT, t)
 	if p.entry == nil {
 		p.entry = p.t.app.table.insert(p.fresh)

@@ -70,6 +70,7 @@ type tenantDB struct {
 	// sample), and it stands in for the TSDB's isolation, which is off.
 	appending turn
 	app       appendState // guarded by appending
+	refs      seriesRefs  // guarded by appending
 	// cutting is held by whoever cuts blocks or writes out chunks of the head, which the
 	// TSDB does one at a time: taken after use, before appending.
 	cutting turn
@@ -149,12 +150,10 @@ func (t *tenantDB) openNewLocked() error {
 		return err
 	}
 	g := &gate{id: t.id, limits: t.ing.deps.Limits, caps: t.ing.caps}
-	db, err := tsdb.Open(t.dir, slog.New(quiet{t.log.Handler(), t.overheard}), nil, t.options(g), nil)
+	db, err := t.openTSDB(g)
 	if err != nil {
-		g.release()
 		return err
 	}
-	db.DisableCompactions() // We drive them: see maintain.
 	if t.adopted() != nil {
 		if err := removeSnapshots(t.dir); err != nil {
 			g.release()
@@ -208,10 +207,6 @@ func (t *tenantDB) options(g *gate) *tsdb.Options {
 	o.FloatChunkEncoding = chunkenc.EncXOR2
 	o.EnableSTStorage = true
 	o.EnableHistogramSTEncoding = true
-	// Keeps the highest series reference on disk. Without it references are used
-	// again after a restart, and out-of-order chunks that were cut into a block but
-	// are still in the head's chunk file turn up in the wrong series.
-	o.EnableFastStartup = true
 	// The TSDB's own timer writes chunks out whether or not the disk is full, and
 	// gives up on the process if it is. maintain does its work instead.
 	o.BlockReloadInterval = math.MaxInt64
@@ -222,6 +217,9 @@ func (t *tenantDB) options(g *gate) *tsdb.Options {
 	}
 	return o
 }
+
+// tsdbLog returns what the TSDB logs to.
+func (t *tenantDB) tsdbLog() *slog.Logger { return slog.New(quiet{t.log.Handler(), t.overheard}) }
 
 // overheard is told the errors that the TSDB logs.
 func (t *tenantDB) overheard(message string) {
