@@ -115,6 +115,7 @@ type call struct {
 	local      write.Result     // what was rejected here
 	scratch    labels.ScratchBuilder
 	hasher     *write.Hasher
+	turn       write.CheckTurn
 	place      items
 
 	mu struct {
@@ -168,12 +169,13 @@ func (c *call) fill(b *write.Batch, salt xxh3.Uint128, tenantHash uint64, limits
 		c.keys[i] = write.Identity{Hi: id.Hi ^ salt.Hi, Lo: id.Lo ^ salt.Lo}
 	}
 	hits := c.r.sightings.lookup(c.keys, c.seen)
+	c.turn = c.r.checks.Turn(len(c.keys))
 	c.r.metrics.hits.Add(float64(hits))
 	c.r.metrics.misses.Add(float64(len(c.keys) - hits))
 	for i := range b.Series {
 		seen := &c.seen[i]
 		ls := labels.EmptyLabels()
-		if b.Series[i].Err != nil || seen.mark&(sighted|acknowledged|aging) != sighted|acknowledged {
+		if b.Series[i].Err != nil || seen.mark&(sighted|acknowledged|aging) != sighted|acknowledged || c.turn.Next() {
 			var err error
 			if ls, err = c.sight(b, i, tenantHash, limits); err != nil {
 				var fault *write.SeriesError
@@ -234,8 +236,9 @@ func errSeriesTooLarge(b *write.Batch, i, bytes int, scratch *labels.ScratchBuil
 	return wire.Invalid(fmt.Errorf("series %s takes %d bytes with its samples and exemplars, and %d are allowed in a request; send fewer of them at once", name, bytes, seriesMost))
 }
 
-// sight sets c.seen[i] to what series i is, and remembers it. It returns the labels, if
-// they have to be sent.
+// sight sets c.seen[i] to what series i is by its labels, and remembers it. It returns the
+// labels, if they have to be sent: also those of a series that is known, so that its
+// ingesters check it, too.
 func (c *call) sight(b *write.Batch, i int, tenantHash uint64, limits tenant.Limits) (labels.Labels, error) {
 	seen := &c.seen[i]
 	if b.Series[i].Err == nil && seen.mark&aging != 0 {
@@ -246,12 +249,24 @@ func (c *call) sight(b *write.Batch, i int, tenantHash uint64, limits tenant.Lim
 	}
 	ls, id, err := b.Resolve(i, limits, &c.scratch, c.hasher)
 	if err != nil {
+		if b.Series[i].Err == nil && seen.mark != 0 {
+			c.r.checks.Failed(c.tenant, err.Error(), seen.String())
+			c.r.sightings.acknowledge(c.keys[i], false) // It is looked at each time from now on.
+		}
 		return ls, err
 	}
-	if seen.mark == 0 {
-		*seen = sighting{id: id, slot: slotOf(ls, tenantHash)}
-		c.r.sightings.add(c.keys[i], *seen)
+	truth := sighting{id: id, slot: slotOf(ls, tenantHash)}
+	switch {
+	case seen.mark == 0:
+		c.r.sightings.add(c.keys[i], truth)
+	case seen.id == truth.id && seen.slot == truth.slot:
+		c.r.checks.Passed()
+		return ls, nil
+	default:
+		c.r.checks.Failed(c.tenant, ls.String(), seen.String())
+		c.r.sightings.correct(c.keys[i], truth)
 	}
+	*seen = truth
 	return ls, nil
 }
 

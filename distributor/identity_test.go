@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/prompb"
 	writev2 "github.com/prometheus/prometheus/prompb/io/prometheus/write/v2"
@@ -44,7 +45,7 @@ func seriesOf(name, pairs string) labels.Labels {
 			return -1
 		}, s)
 	}
-	set := map[string]string{labels.MetricName: plain("m", name)}
+	set := map[string]string{model.MetricNameLabel: plain("m", name)}
 	fields := strings.SplitN(pairs, "\x00", 60)
 	for i := 0; i+1 < len(fields); i += 2 {
 		if value := strings.ToValidUTF8(fields[i+1], "�"); value != "" {
@@ -134,7 +135,7 @@ func otlpGauge(ls labels.Labels) pmetric.Metrics {
 	p.SetTimestamp(pcommon.NewTimestampFromTime(time.UnixMilli(now)))
 	p.SetDoubleValue(1)
 	ls.Range(func(l labels.Label) {
-		if l.Name == labels.MetricName {
+		if l.Name == model.MetricNameLabel {
 			m.SetName(l.Value)
 		} else {
 			p.Attributes().PutStr(l.Name, l.Value)

@@ -85,6 +85,7 @@ type Replicator struct {
 	limits    tenant.LimitsFunc
 	logger    *slog.Logger
 	metrics   *replicaMetrics
+	checks    *write.Checks
 	patience  time.Duration
 	teaching  time.Duration
 	interval  time.Duration
@@ -115,6 +116,7 @@ func NewReplicator(cfg ReplicatorConfig, src cluster.Source, conns Conns, limits
 		links:     map[string]*link{},
 	}
 	r.metrics = newReplicaMetrics(reg, r.sightings)
+	r.checks = write.NewChecks("distributor", logger, reg)
 	r.calls.New = func() any { return newCall(r) }
 	return r, nil
 }

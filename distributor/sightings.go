@@ -2,6 +2,7 @@ package distributor
 
 import (
 	"encoding/binary"
+	"fmt"
 	"math/bits"
 	"sync"
 	"unsafe"
@@ -24,6 +25,11 @@ type sighting struct {
 	lo   uint32
 	slot hashring.Slot
 	mark sightingMark
+}
+
+// String says what series the sighting is of.
+func (s sighting) String() string {
+	return fmt.Sprintf("the series of identity %016x%016x in slot %d", s.id.Hi, s.id.Lo, s.slot)
 }
 
 type sightingMark uint8
@@ -145,6 +151,18 @@ func (s *sightings) acknowledge(key write.Identity, known bool) {
 			e.mark |= acknowledged
 		default:
 			e.mark &^= acknowledged
+		}
+	}
+}
+
+// correct replaces what is remembered under key, if anything is: it was wrong.
+func (s *sightings) correct(key write.Identity, truth sighting) {
+	shard := &s.shards[key.Hi%sightingShards]
+	shard.Lock()
+	defer shard.Unlock()
+	for _, table := range []*sightingTable{&shard.recent, &shard.older} {
+		if e := table.find(key); e != nil {
+			e.id, e.slot, e.mark = truth.id, truth.slot, sighted
 		}
 	}
 }

@@ -119,6 +119,7 @@ type Ingester struct {
 	deps    Deps
 	logger  *slog.Logger
 	metrics *metrics
+	checks  *write.Checks
 	caps    *caps
 	disk    *disk
 	now     func() time.Time
@@ -186,6 +187,7 @@ func open(ctx context.Context, cfg Config, deps Deps, now func() time.Time) (*In
 		i.become(*deps.Cluster)
 	}
 	i.metrics = newMetrics(deps.Registerer, i)
+	i.checks = write.NewChecks("ingester", i.logger, deps.Registerer)
 	i.mu.tenants = map[tenant.ID]*tenantDB{}
 	ids, err := tenantsOnDisk(cfg)
 	if err != nil {

@@ -25,6 +25,7 @@ const maxAhead = 10 * time.Minute
 type appendState struct {
 	table   table
 	hasher  *write.Hasher
+	turn    write.CheckTurn
 	scratch labels.ScratchBuilder
 	late    []lateSample
 	warmed  uint64 // the sum of what table.warm read, so that it is read
@@ -93,6 +94,7 @@ func (t *tenantDB) append(ctx context.Context, db *tsdb.DB, b *write.Batch) (wri
 		return write.Result{}, wire.Unavailable(fmt.Errorf("tenant %s: %w; it is opened anew as soon as the disk takes writes", t.id, errBroken), 10*time.Second)
 	}
 	p := pusher{t: t, db: db, b: b, limits: t.ing.deps.Limits(t.id), maxT: t.ing.now().Add(maxAhead).UnixMilli()}
+	p.some, _ = b.Source.(write.PartialSource)
 	p.setBounds()
 	return p.run()
 }
@@ -125,6 +127,7 @@ type pusher struct {
 	t      *tenantDB
 	db     *tsdb.DB
 	b      *write.Batch
+	some   write.PartialSource // b's source, if it has labels of some series only
 	limits tenant.Limits
 	minT   int64 // samples before are too old
 	maxT   int64 // samples after are in the future
@@ -256,7 +259,7 @@ func (p *pusher) find(i int) error {
 	ser := &p.b.Series[i]
 	p.ls = labels.EmptyLabels()
 	if ser.Err == nil {
-		if p.entry = p.t.app.table.find(ser.ID); p.entry != nil {
+		if p.entry = p.t.app.table.find(ser.ID); p.entry != nil && (!p.due(i) || p.holds(i)) {
 			return nil
 		}
 	}

@@ -27,6 +27,8 @@ func (s byIdentity) AppendLabels(i int, b *labels.ScratchBuilder) error {
 	return s.Labels.AppendLabels(i, b)
 }
 
+func (s byIdentity) Labelled(i int) bool { return s.labelled[i] }
+
 // stripped returns b without the labels of all series but some.
 func stripped(b *write.Batch, labelled ...int) *write.Batch {
 	src := byIdentity{Labels: b.Source.(write.Labels), labelled: map[int]bool{}}

@@ -70,14 +70,28 @@ func (d *PushDecoder) Retained() int { return 16*cap(d.labelled) + 24*cap(d.fram
 
 // AppendLabels implements write.LabelSource.
 func (d *PushDecoder) AppendLabels(i int, b *labels.ScratchBuilder) error {
-	at, found := slices.BinarySearchFunc(d.labelled, uint32(i), func(r region, series uint32) int {
-		return int(r.series) - int(series)
-	})
+	at, found := d.find(i)
 	if !found {
 		return write.ErrNoLabels
 	}
 	r := d.labelled[at]
 	return addLabels(d.frames[r.frame][r.off:r.off+r.len], b)
+}
+
+// Labelled implements write.PartialSource.
+func (d *PushDecoder) Labelled(i int) bool {
+	if len(d.labelled) == 0 {
+		return false
+	}
+	_, found := d.find(i)
+	return found
+}
+
+// find returns where the labels of series i are in labelled.
+func (d *PushDecoder) find(i int) (at int, found bool) {
+	return slices.BinarySearchFunc(d.labelled, uint32(i), func(r region, series uint32) int {
+		return int(r.series) - int(series)
+	})
 }
 
 func (d *PushDecoder) decode(b *write.Batch, frames [][]byte) error {

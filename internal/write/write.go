@@ -104,6 +104,13 @@ type LabelSource interface {
 	AppendLabels(i int, b *labels.ScratchBuilder) error
 }
 
+// PartialSource is a LabelSource that has the labels of some series only.
+type PartialSource interface {
+	LabelSource
+	// Labelled reports whether it has those of series i. It costs next to nothing.
+	Labelled(i int) bool
+}
+
 // Labels is a LabelSource over decoded label sets.
 type Labels []labels.Labels
 
