@@ -379,13 +379,19 @@ func (i *Ingester) applyDeletion(ctx context.Context, id tenant.ID, log *tenantD
 	start := i.now()
 	var blocks []ulid.ULID
 	t := i.lookup(id)
+	var since bool
+	if t != nil && d.WholeTenant {
+		if since, err = t.hasSince(d.Accepted.Add(deletionsSkew), start); err != nil {
+			return err
+		}
+	}
 	switch {
 	case t == nil:
 		// Nothing is held, unless an attempt before this one ended half way.
 		if blocks, err = blocksIn(log.trash(d.ID)); err == nil || errors.Is(err, fs.ErrNotExist) {
 			err = log.carriedOut(d.ID, blocks)
 		}
-	case d.WholeTenant && !t.hasSince(d.Accepted.Add(deletionsSkew), start):
+	case d.WholeTenant && !since:
 		blocks, err = t.dropAll(ctx, log, d.ID)
 	default:
 		if blocks, err = t.deleteSeries(ctx, d); err == nil {
@@ -402,20 +408,22 @@ func (i *Ingester) applyDeletion(ctx context.Context, id tenant.ID, log *tenantD
 
 // hasSince reports whether there are samples of after end, if that has passed. A deletion
 // of the tenant that is carried out late, because the ingester was away or could not, must
-// not take what the tenant has sent meanwhile.
-func (t *tenantDB) hasSince(end, now time.Time) bool {
+// not take what the tenant has sent meanwhile: it stays due while nobody can tell.
+func (t *tenantDB) hasSince(end, now time.Time) (bool, error) {
 	if !end.Before(now) {
-		return false
+		return false, nil
 	}
 	db, release, err := t.acquire()
+	if errors.Is(err, errClosed) {
+		return false, nil // Nothing is held.
+	}
 	if err != nil {
-		return false // Nothing is held, or nobody can read what is.
+		return false, fmt.Errorf("look for what came since: %w", err)
 	}
 	defer release()
-	if headOverlaps(db, end.UnixMilli(), math.MaxInt64) {
-		return true
-	}
-	return slices.ContainsFunc(db.Blocks(), func(b *tsdb.Block) bool { return b.OverlapsClosedInterval(end.UnixMilli(), math.MaxInt64) })
+	since := headOverlaps(db, end.UnixMilli(), math.MaxInt64) ||
+		slices.ContainsFunc(db.Blocks(), func(b *tsdb.Block) bool { return b.OverlapsClosedInterval(end.UnixMilli(), math.MaxInt64) })
+	return since, nil
 }
 
 // selectorsOf returns what a deletion selects.
@@ -587,6 +595,9 @@ func (t *tenantDB) dropAll(ctx context.Context, log *tenantDeletions, id ulid.UL
 	defer t.working.Unlock()
 	if err := t.close(); err != nil {
 		t.log.Warn("Closing the TSDB of a deleted tenant reported an error; it is deleted all the same", "err", err)
+	}
+	if t.ing.lookup(t.id) != t {
+		return nil, errors.New("the tenant was closed, and may have begun anew, while the deletion waited for its turn")
 	}
 	blocks, err := t.takeAway(log, id)
 	if err != nil {

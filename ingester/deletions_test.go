@@ -3,6 +3,7 @@ package ingester
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -234,6 +235,45 @@ func TestADeletionOfATenantThatIsCarriedOutLateLeavesWhatCameSince(t *testing.T)
 			require.NotContains(t, done[0].Blocks, source)
 		}
 	}
+}
+
+func TestALateDeletionOfATenantWaitsUntilItCanTellWhatCameSince(t *testing.T) {
+	f := newFixture(t)
+	f.push("a", sample{"x", time.Minute, 1})
+	f.advance(5 * time.Minute)
+	d := f.acceptTenant("a", 0)
+	f.advance(2 * time.Hour)
+	f.push("a", sample{"x", 125 * time.Minute, 3})
+	db := f.lookup("a")
+	db.use.Lock()
+	require.NoError(t, db.closeLocked())
+	db.openErr, db.retryAt = errors.New("too many open files"), f.Ingester.now().Add(time.Minute)
+	db.use.Unlock()
+	_, err := f.ApplyDeletions(t.Context(), "a")
+	require.ErrorContains(t, err, d.ID.String())
+	require.ErrorContains(t, err, "too many open files")
+
+	// It opens again in a round, though the deletion that is due cannot be carried out before.
+	db.deletionsDue.Store(true)
+	require.Error(t, db.maintain(t.Context()))
+	f.advance(time.Minute)
+	f.round("a")
+	require.False(t, db.deletionsDue.Load())
+	require.Len(t, f.apply("a"), 1)
+	require.Equal(t, map[string][]string{"x": {"2h5m0s 3"}}, f.stored("a"))
+}
+
+func TestADeletionDoesNotTakeATenantThatBeganAnewMeanwhile(t *testing.T) {
+	f := newFixture(t)
+	f.push("a", sample{"x", time.Minute, 1})
+	old := f.lookup("a")
+	require.NoError(t, old.close())
+	f.forget(old)
+	f.push("a", sample{"x", 2 * time.Minute, 2})
+	d := f.acceptTenant("a", 0)
+	_, err := old.dropAll(t.Context(), f.deletionsOf("a"), d.ID)
+	require.Error(t, err)
+	require.Equal(t, map[string][]string{"x": {"1m0s 1", "2m0s 2"}}, f.stored("a"))
 }
 
 func TestADeletionThatACrashInterruptedNamesTheBlocksOfBefore(t *testing.T) {

@@ -231,14 +231,14 @@ func (t *tenantDB) wipe() error {
 // empty cuts the whole head and uploads all blocks. It returns the local blocks and
 // how many were cut.
 func (t *tenantDB) empty(ctx context.Context) (blocks []ulid.ULID, cut int, err error) {
+	if err := t.repair(); err != nil {
+		return nil, 0, err
+	}
 	if _, err := t.ing.ApplyDeletions(ctx, t.id); err != nil {
 		return nil, 0, err
 	}
 	t.working.Lock()
 	defer t.working.Unlock()
-	if err := t.repair(); err != nil {
-		return nil, 0, err
-	}
 	db, release, err := t.acquire()
 	if errors.Is(err, errClosed) {
 		return nil, 0, nil // The bucket has it all.

@@ -288,6 +288,9 @@ func (t *tenantDB) growth() int64 {
 
 // maintain does one round of work for the tenant.
 func (t *tenantDB) maintain(ctx context.Context) error {
+	if err := t.repair(); err != nil {
+		return err
+	}
 	if t.deletionsDue.Load() {
 		if _, err := t.ing.ApplyDeletions(ctx, t.id); err != nil {
 			return err
@@ -296,9 +299,6 @@ func (t *tenantDB) maintain(ctx context.Context) error {
 	}
 	t.working.Lock()
 	defer t.working.Unlock()
-	if err := t.repair(); err != nil {
-		return err
-	}
 	db, release, err := t.acquire()
 	if errors.Is(err, errClosed) {
 		return t.forgetDormant()
