@@ -20,6 +20,9 @@ func (p *pusher) exemplars() error {
 		}
 		return nil
 	}
+	if err := p.t.ring.room(p.db, len(p.b.Exemplars), p.limits.MaxExemplars); err != nil {
+		return err
+	}
 	app := p.db.Head().Appender(context.Background())
 	for i := range p.b.Series {
 		if p.b.Series[i].Exemplars.Len > 0 && !p.unknownSeries[i] {

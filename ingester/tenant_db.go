@@ -15,6 +15,7 @@ import (
 
 	"github.com/prometheus/prometheus/tsdb"
 	"github.com/prometheus/prometheus/tsdb/chunkenc"
+	"github.com/prometheus/prometheus/tsdb/chunks"
 	"github.com/prometheus/prometheus/util/compression"
 
 	"github.com/hundredfold/hundredfold/internal/tenant"
@@ -27,8 +28,8 @@ const (
 	// Sized for thousands of tenants: Prometheus's own 16,384 stripes and 4 MiB
 	// would cost every tenant 8 MB. One goroutine at a time appends to a tenant,
 	// so few stripes cost nothing.
-	stripeSize           = 1024
-	headWriteBufferBytes = 256 << 10
+	stripeSize           = 256
+	headWriteBufferBytes = chunks.MinWriteBufferSize
 
 	// maxCutJitter spreads the cuts of tenants and replicas over time.
 	maxCutJitter = 5 * time.Minute
@@ -69,8 +70,9 @@ type tenantDB struct {
 	// It is what makes retries idempotent (no two pushes race to store the same
 	// sample), and it stands in for the TSDB's isolation, which is off.
 	appending turn
-	app       appendState // guarded by appending
-	refs      seriesRefs  // guarded by appending
+	app       appendState  // guarded by appending
+	refs      seriesRefs   // guarded by appending
+	ring      exemplarRing // guarded by appending
 	// cutting is held by whoever cuts blocks or writes out chunks of the head, which the
 	// TSDB does one at a time: taken after use, before appending.
 	cutting turn
@@ -154,6 +156,10 @@ func (t *tenantDB) openNewLocked() error {
 	if err != nil {
 		return err
 	}
+	if err := t.ring.fit(db); err != nil {
+		g.release()
+		return errors.Join(err, closeTSDB(db))
+	}
 	if t.adopted() != nil {
 		if err := removeSnapshots(t.dir); err != nil {
 			g.release()
@@ -203,6 +209,10 @@ func (t *tenantDB) options(g *gate) *tsdb.Options {
 	o.EnableSharding = true
 	o.EnableExemplarStorage = limits.MaxExemplars > 0
 	o.MaxExemplars = int64(limits.MaxExemplars)
+	if _, err := os.Stat(t.refs.dir); errors.Is(err, fs.ErrNotExist) {
+		o.MaxExemplars = 0 // There is no log, and so no exemplar to be replayed.
+	}
+	t.ring = exemplarRing{size: int(o.MaxExemplars), window: o.OutOfOrderTimeWindow}
 	o.EnableMemorySnapshotOnShutdown = true
 	o.FloatChunkEncoding = chunkenc.EncXOR2
 	o.EnableSTStorage = true
