@@ -254,9 +254,10 @@ func anySelected(ctx context.Context, reader tsdb.IndexReader, d *blockstore.Act
 }
 
 // erasing returns a job that leaves out what is deleted or too old. wait says that it has
-// to be put off: while not all ingesters have carried out a deletion, blocks that surely
-// existed when it was accepted are not merged with others, since one could not tell any
-// more what came late.
+// to be put off: while not all ingesters have carried out a deletion, a block that it touches
+// is not merged with others, unless all of them surely existed when it was accepted. One
+// could not tell any more what came late: the ingesters may name, once they all have carried
+// it out, a block that was in the bucket by then.
 func (c *Compactor) erasing(ctx context.Context, id tenant.ID, job compaction) (_ compaction, wait bool, err error) {
 	of, err := c.store.DeletionsOf(ctx, id)
 	if err == nil {
@@ -272,13 +273,16 @@ func (c *Compactor) erasing(ctx context.Context, id tenant.ID, job compaction) (
 			settled = append(settled, *d)
 			continue
 		}
-		included := 0
+		touched, existed := 0, 0
 		for k := range job.blocks {
-			if d.Includes(&job.blocks[k]) && d.Masks(&job.blocks[k]) {
-				included++
+			if block := &job.blocks[k]; d.Masks(block) {
+				touched++
+				if d.Includes(block) {
+					existed++
+				}
 			}
 		}
-		if included > 0 && included < len(job.blocks) {
+		if touched > 0 && existed < len(job.blocks) && len(job.blocks) > 1 {
 			return job, true, nil
 		}
 	}

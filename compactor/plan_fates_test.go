@@ -39,8 +39,14 @@ type fates struct {
 	alive     content              // what was not deleted
 	rationed  content              // what went because of the quota
 	selects   map[ulid.ULID]uint64 // the leaves that each deletion is about
-	unsettled map[ulid.ULID][]ulid.ULID
+	unsettled map[ulid.ULID]*unsettled
 	before    blockstore.TenantDeletions // the deletions as they were when the pass began
+}
+
+// unsettled is a deletion that was accepted while ingesters held blocks, each its own.
+type unsettled struct {
+	held []ulid.ULID            // as they were when it was accepted
+	away map[ulid.ULID]struct{} // of these, the ones whose ingester has not carried it out
 }
 
 func newFates(t *testing.T, seed uint64) *fates {
@@ -50,7 +56,7 @@ func newFates(t *testing.T, seed uint64) *fates {
 	f := &fates{
 		world: w, t: t, random: rand.New(rand.NewPCG(seed, 2)), seed: seed,
 		content: map[ulid.ULID]content{}, weight: map[ulid.ULID]int64{}, sizes: map[ulid.ULID]int64{}, held: map[ulid.ULID]blockstore.Block{},
-		alive: content{}, rationed: content{}, selects: map[ulid.ULID]uint64{}, unsettled: map[ulid.ULID][]ulid.ULID{},
+		alive: content{}, rationed: content{}, selects: map[ulid.ULID]uint64{}, unsettled: map[ulid.ULID]*unsettled{},
 	}
 	f.c = fixtureOver(t, blockstore.New(objstore.NewInMemBucket(), nil)).Compactor
 	f.c.now = func() time.Time { return w.now }
@@ -81,16 +87,15 @@ func (f *fates) holds(block ulid.ULID, what content) {
 }
 
 // uploadHeld uploads blocks that an ingester has kept, each with the probability 1 in n. An
-// ingester that has not carried out a deletion is away.
+// ingester that has not carried out a deletion is away; the others do not wait for it.
 func (f *fates) uploadHeld(n int) {
-	away := map[ulid.ULID]bool{}
-	for _, blocks := range f.unsettled {
-		for _, id := range blocks {
-			away[id] = true
-		}
-	}
 	for _, id := range sorted(f.held) {
-		if f.random.IntN(n) == 0 && !away[id] {
+		away := false
+		for _, u := range f.unsettled {
+			_, due := u.away[id]
+			away = away || due
+		}
+		if f.random.IntN(n) == 0 && !away {
 			f.blocks[id] = f.held[id]
 			delete(f.held, id)
 		}
@@ -114,22 +119,37 @@ func (f *fates) accept() {
 		f.alive[id] &^= f.selects[d.ID]
 	}
 	require.NoError(f.t, f.c.store.PutDeletion(f.t.Context(), acme, d))
-	f.unsettled[d.ID] = sorted(f.held)
+	u := &unsettled{held: sorted(f.held), away: map[ulid.ULID]struct{}{}}
+	for _, id := range u.held {
+		u.away[id] = struct{}{}
+	}
+	f.unsettled[d.ID] = u
 }
 
-// settle has the ingesters carry out deletions, each with the probability 1 in n. From
-// then on they have nothing of what is deleted.
+// settleDeletions has the ingesters carry out deletions, each with the probability 1 in n,
+// and settles those that all have. From then on an ingester has nothing of what is deleted,
+// and of a tenant that was deleted no block.
 func (f *fates) settleDeletions(n int) {
+	whole := map[ulid.ULID]bool{}
+	for _, d := range f.deletions().Active {
+		whole[d.ID] = d.WholeTenant
+	}
 	for _, id := range slices.SortedFunc(maps.Keys(f.unsettled), ulid.ULID.Compare) {
-		held := f.unsettled[id]
-		if f.random.IntN(n) == 0 {
-			require.NoError(f.t, f.c.store.SettleDeletion(f.t.Context(), acme, id, held))
-			delete(f.unsettled, id)
-			for _, block := range held {
-				if _, ok := f.held[block]; ok {
-					f.holds(block, f.without(block, []ulid.ULID{id}))
-				}
+		u := f.unsettled[id]
+		for _, block := range u.held {
+			if _, due := u.away[block]; !due || f.random.IntN(n) != 0 {
+				continue
 			}
+			delete(u.away, block)
+			if whole[id] {
+				delete(f.held, block)
+			} else if _, ok := f.held[block]; ok {
+				f.holds(block, f.without(block, []ulid.ULID{id}))
+			}
+		}
+		if len(u.away) == 0 && f.random.IntN(n) == 0 {
+			require.NoError(f.t, f.c.store.SettleDeletion(f.t.Context(), acme, id, u.held))
+			delete(f.unsettled, id)
 		}
 	}
 }
@@ -285,7 +305,10 @@ func (f *fates) remove(id ulid.ULID) {
 		// Another block may have some of it, while a split is under way.
 		kept, superseded := content{}, blockstore.Superseded(f.blocks)
 		for other, block := range f.blocks {
-			if _, ok := superseded[other]; other != id && !ok && (block.Deletion == nil || block.Deletion.Reason == blockstore.DeletionQuota) {
+			_, ok := superseded[other]
+			comes := block.Deletion == nil || block.Deletion.Reason == blockstore.DeletionQuota ||
+				block.Deletion.Reason == blockstore.DeletionCompacted // whose mark is taken off, since what superseded it is damaged
+			if other != id && !ok && comes {
 				for source, bits := range f.content[other] {
 					kept[source] |= bits
 				}
