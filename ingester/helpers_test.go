@@ -44,6 +44,7 @@ type fixture struct {
 
 	cluster *Member
 	keep    time.Duration
+	opening *Opening
 
 	registry prometheus.Registerer
 
@@ -91,12 +92,14 @@ func (f *fixture) open() {
 		f.cfg(&cfg)
 	}
 	store := blockstore.New(f.bucket, nil)
+	f.opening = NewOpening(time.Now)
 	deps := Deps{
 		Store:        store,
 		Limits:       func(tenant.ID) tenant.Limits { return f.limits },
 		Uploaded:     func(id tenant.ID, block ulid.ULID) { f.uploaded(id, block) },
 		Cluster:      f.cluster,
 		KeepUploaded: f.keep,
+		Opening:      f.opening,
 		Registerer:   f.registry,
 		Visible: func(_ tenant.ID, id ulid.ULID) bool {
 			f.mu.Lock()

@@ -107,6 +107,8 @@ type Deps struct {
 	// KeepUploaded is how long a block stays here at least after its upload, so that
 	// queriers whose view of the bucket is older find it. 0 leaves that to Visible.
 	KeepUploaded time.Duration
+	// Opening is told how far Open is; nil: nobody asks.
+	Opening *Opening
 
 	Logger     *slog.Logger          // nil: silent
 	Registerer prometheus.Registerer // nil: no metrics
@@ -193,6 +195,7 @@ func open(ctx context.Context, cfg Config, deps Deps, now func() time.Time) (*In
 	if err != nil {
 		return nil, err
 	}
+	deps.Opening.begin(ids)
 	var g errgroup.Group
 	g.SetLimit(runtime.GOMAXPROCS(0))
 	for _, id := range ids {
@@ -206,6 +209,7 @@ func open(ctx context.Context, cfg Config, deps Deps, now func() time.Time) (*In
 				i.logger.Error("Tenant refuses reads and writes until its TSDB opens; it is tried again every minute",
 					"tenant", id, "dir", t.dir, "err", err)
 			}
+			deps.Opening.reached(id, 1)
 			return nil
 		})
 	}

@@ -229,7 +229,9 @@ func (t *tenantDB) options(g *gate) *tsdb.Options {
 }
 
 // tsdbLog returns what the TSDB logs to.
-func (t *tenantDB) tsdbLog() *slog.Logger { return slog.New(quiet{t.log.Handler(), t.overheard}) }
+func (t *tenantDB) tsdbLog() *slog.Logger {
+	return slog.New(quiet{t.log.Handler(), t.overheard, t.ing.deps.Opening.replaying(t.id)})
+}
 
 // overheard is told the errors that the TSDB logs.
 func (t *tenantDB) overheard(message string) {

@@ -2,10 +2,7 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"sync/atomic"
 	"time"
 
@@ -23,13 +20,10 @@ const keepUploaded = time.Hour
 
 // openIngester wires the ingester and replays what it has on disk.
 func (p *process) openIngester(ctx context.Context, c *coverage) (*ingester.Ingester, error) {
-	tenants, err := countFolders(p.cfg.Ingester.Dir)
-	if err != nil {
-		return nil, fmt.Errorf("look for tenants in the data directory: %w", err)
-	}
-	p.readiness.Wait("ingester", fmt.Sprintf("replaying the write-ahead logs of %d tenants", tenants))
+	p.readiness.Check("ingester", p.opening.String)
 	cfg := p.cfg.Ingester
 	cfg.InstanceID = p.data.ID
+	var err error
 	if cfg.Adopted, err = p.adopt(); err != nil {
 		return nil, err
 	}
@@ -38,6 +32,7 @@ func (p *process) openIngester(ctx context.Context, c *coverage) (*ingester.Inge
 		Limits:     p.reloader.limits.of,
 		Visible:    c.visible,
 		Uploaded:   c.uploaded,
+		Opening:    p.opening,
 		Logger:     p.logger,
 		Registerer: p.registry,
 	}
@@ -50,20 +45,6 @@ func (p *process) openIngester(ctx context.Context, c *coverage) (*ingester.Inge
 		return nil, fmt.Errorf("open the ingester: %w", err)
 	}
 	return ing, nil
-}
-
-func countFolders(dir string) (int, error) {
-	entries, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return 0, nil
-	}
-	n := 0
-	for _, e := range entries {
-		if e.IsDir() {
-			n++
-		}
-	}
-	return n, err
 }
 
 // coverage is what the ingester asks and tells those who query. In a process that is

@@ -41,6 +41,7 @@ type process struct {
 	store     *blockstore.Store
 	server    *server.Server
 	api       *server.Gate
+	opening   *ingester.Opening // of the ingester, if it is one
 	holdings  holdings
 	// member is nil in a process that is alone.
 	member *membership
@@ -81,7 +82,8 @@ func open(opts options, logger *slog.Logger) (p *process, err error) {
 		return nil, err
 	}
 	opened.add(p.server)
-	p.api = server.NewGate(p.readiness)
+	p.opening = ingester.NewOpening(time.Now)
+	p.api = server.NewGate(p.readiness, p.opening.Left)
 	if cfg.Cluster.Enabled {
 		if p.member, err = openMembership(p); err != nil {
 			return nil, err

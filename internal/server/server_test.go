@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -147,7 +148,8 @@ func TestPanicIsAnsweredWith500AndTheProcessGoesOn(t *testing.T) {
 
 func TestGateAnswers503WithTheReasonUntilItOpens(t *testing.T) {
 	readiness := NewReadiness()
-	gate := NewGate(readiness)
+	var left atomic.Int64
+	gate := NewGate(readiness, func() time.Duration { return time.Duration(left.Load()) })
 	s := start(t, loopback(), DefaultAuth(), map[string]http.Handler{"/api/": gate})
 	readiness.Wait("ingester", "opening")
 
@@ -159,6 +161,14 @@ func TestGateAnswers503WithTheReasonUntilItOpens(t *testing.T) {
 	require.Equal(t, http.StatusServiceUnavailable, resp.StatusCode)
 	require.Equal(t, "1", resp.Header.Get("Retry-After"))
 	require.Equal(t, "not ready: ingester: opening\n", string(body))
+
+	for estimate, want := range map[time.Duration]string{9 * time.Second: "4", time.Hour: "30"} {
+		left.Store(int64(estimate))
+		resp, err := s.client.Get(s.url + "/api/v1/write")
+		require.NoError(t, err)
+		require.NoError(t, resp.Body.Close())
+		require.Equal(t, want, resp.Header.Get("Retry-After"))
+	}
 
 	gate.Open(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) }))
 	code, _ := s.get(t, "/api/v1/write")
