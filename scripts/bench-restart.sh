@@ -24,23 +24,41 @@ port=$(free_port)
 url=http://127.0.0.1:$port
 printf 'self_monitoring: {enabled: false}\n' >"$dir/config.yml"
 
-# The process's memory, in MB: that of its own in RAM now, and the most of all in RAM.
-own() { awk '/^RssAnon:/ { printf "%d", $2 * 1.024 / 1e3 }' "/proc/$pid/status"; }
-peak() { awk '/^VmHWM:/ { printf "%d", $2 * 1.024 / 1e3 }' "/proc/$pid/status"; }
+# memory FIELD: what the process has in RAM, in MB. RssAnon is what it needs; VmHWM is the
+# most that there was together with pages of mapped files, which the system may drop.
+memory() { awk -v field="$1:" '$1 == field { printf "%d", $2 * 1.024 / 1e3 }' "/proc/$pid/status"; }
+
+# watch FILE: keeps the highest RssAnon of the process in FILE until it is killed.
+watch() {
+	local highest=0 now
+	while sleep 0.05; do
+		now=$(memory RssAnon 2>/dev/null) || return 0
+		if [ "${now:-0}" -gt "$highest" ]; then
+			highest=$now
+			echo "$highest" >"$1"
+		fi
+	done
+}
 
 # start WHAT: starts the process and tells what it took until it was ready.
 start() {
-	local began=$EPOCHREALTIME
+	local began=$EPOCHREALTIME ended watcher
 	.bin/hundredfold --config.file="$dir/config.yml" --data.dir="$dir/data" \
 		--http.listen-address="127.0.0.1:$port" 2>>"$dir/log" &
 	pid=$!
+	memory RssAnon >"$dir/highest"
+	watch "$dir/highest" &
+	watcher=$!
 	if [ "$1" = "$profiled" ]; then profile & profiler=$!; fi
 	await_ready "$pid" "$port" /ready "$dir/log" 600
-	awk -v what="$1" -v from="$began" -v to="$EPOCHREALTIME" -v own="$(own)" -v peak="$(peak)" -v running="$running" '
+	ended=$EPOCHREALTIME
+	end "$watcher"
+	awk -v what="$1" -v from="$began" -v to="$ended" -v own="$(cat "$dir/highest")" -v all="$(memory VmHWM)" \
+		-v running_own="$running_own" -v running_all="$running_all" '
 		NR == 1 { cpu = ($14 + $15) / 100 }
 		END {
-			printf "%-18s ready after %.1f s, %.1f CPU s; %d MB of its own, %d MB at most", what, to - from, cpu, own, peak
-			if (running) printf ", %.2f times that of running", peak / running
+			printf "%-18s ready after %.1f s, %.1f CPU s; at most %d MB of its own, %d MB with mapped files", what, to - from, cpu, own, all
+			if (running_own) printf ": %.2f and %.2f times running", own / running_own, all / running_all
 			print ""
 		}' "/proc/$pid/stat"
 }
@@ -52,15 +70,15 @@ profile() {
 }
 
 profiled=${PROFILE:+"after a kill"}
-running=0
+running_own=0 running_all=0
 start "empty"
 load=(.bin/hundredfold loadgen --url="$url/api/v1/write" --pid="$pid"
 	--series="${SERIES:-100000}" --span="${SPAN:-2h}" --protocol="${PROTOCOL:-1}"
 	--samples-per-request=2000 --senders="${SENDERS:-8}")
 echo "${load[*]}"
 "${load[@]}"
-running=$(peak)
-echo "running            $(own) MB of its own, $running MB at most; $(du -sm "$dir/data" | cut -f 1) MB on disk"
+running_own=$(memory RssAnon) running_all=$(memory VmHWM)
+echo "running            $running_own MB of its own, $running_all MB with mapped files; $(du -sm "$dir/data" | cut -f 1) MB on disk"
 
 kill -9 "$pid"
 wait "$pid" 2>/dev/null || true
