@@ -247,9 +247,19 @@ func (c *call) sight(b *write.Batch, i int, tenantHash uint64, limits tenant.Lim
 			return labels.EmptyLabels(), nil
 		}
 	}
+	if b.Series[i].Err == nil && seen.mark&refused != 0 {
+		// One example of each reason is enough.
+		if why := c.local.Example(write.LabelReasons()[seen.id.Lo]); why != nil {
+			return labels.EmptyLabels(), why
+		}
+	}
 	ls, id, err := b.Resolve(i, limits, &c.scratch, c.hasher)
 	if err != nil {
-		if b.Series[i].Err == nil && seen.mark != 0 {
+		switch {
+		case b.Series[i].Err != nil, seen.mark&refused != 0:
+		case seen.mark == 0:
+			c.refuse(i, err)
+		default:
 			c.r.checks.Failed(c.tenant, err.Error(), seen.String())
 			c.r.sightings.acknowledge(c.keys[i], false) // It is looked at each time from now on.
 		}
@@ -259,6 +269,8 @@ func (c *call) sight(b *write.Batch, i int, tenantHash uint64, limits tenant.Lim
 	switch {
 	case seen.mark == 0:
 		c.r.sightings.add(c.keys[i], truth)
+	case seen.mark&refused != 0:
+		c.r.sightings.correct(c.keys[i], truth)
 	case seen.id == truth.id && seen.slot == truth.slot:
 		c.r.checks.Passed()
 		return ls, nil
@@ -268,6 +280,17 @@ func (c *call) sight(b *write.Batch, i int, tenantHash uint64, limits tenant.Lim
 	}
 	*seen = truth
 	return ls, nil
+}
+
+// refuse remembers that the labels of series i are not valid.
+func (c *call) refuse(i int, err error) {
+	var fault *write.SeriesError
+	if !errors.As(err, &fault) {
+		return
+	}
+	if reason := slices.Index(write.LabelReasons(), fault.Reason); reason >= 0 {
+		c.r.sightings.add(c.keys[i], sighting{id: write.Identity{Lo: uint64(reason)}, mark: refused})
+	}
 }
 
 // fillMetadata gives each metric's metadata to its replica set.

@@ -4,9 +4,11 @@ import (
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/prometheus/model/labels"
 	"github.com/stretchr/testify/require"
 
 	"github.com/hundredfold/hundredfold/internal/hashring"
+	"github.com/hundredfold/hundredfold/internal/tenant"
 	"github.com/hundredfold/hundredfold/internal/write"
 )
 
@@ -61,4 +63,45 @@ func TestSightingOfAnotherSeriesIsCorrectedBeforeLong(t *testing.T) {
 	require.True(t, right.has("team", seriesName(0).String(), write.Sample{T: now + at}))
 	require.InDelta(t, 1, counterOf(t, r.registry, "hundredfold_identity_mismatches_total"), 0)
 	require.Positive(t, counterOf(t, r.registry, "hundredfold_identity_checks_total"))
+}
+
+// looked counts how often the labels of series are asked for.
+type looked struct {
+	write.LabelSource
+	times *int
+}
+
+func (s looked) AppendLabels(i int, b *labels.ScratchBuilder) error {
+	*s.times++
+	return s.LabelSource.AppendLabels(i, b)
+}
+
+func TestVerdictsOnLabelsAreRememberedUntilTheLimitsChange(t *testing.T) {
+	r := newRing(t, 1, 1)
+	at := now
+	push := func(limit int) (result write.Result, times int) {
+		limits := tenant.DefaultLimits()
+		limits.MaxLabelsPerSeries = limit
+		r.limits["team"] = limits
+		at++
+		b := batchOf(10, at)
+		b.Source = looked{b.Source, &times}
+		result, err := r.Push(t.Context(), "team", b)
+		require.NoError(t, err)
+		return result, times
+	}
+	for range 2 { // Both ways, and again.
+		result, _ := push(1)
+		require.Len(t, result.Rejected, 1)
+		require.Equal(t, 10, result.Rejected[0].Count)
+		result, times := push(1)
+		require.Equal(t, write.ReasonTooManyLabels, result.Rejected[0].Reason)
+		require.Len(t, result.Rejected[0].Items, 10)
+		require.Contains(t, result.Err().Error(), seriesName(0).String())
+		require.Equal(t, 1, times, "for the example")
+
+		result, _ = push(2)
+		require.Equal(t, 10, result.Written.Samples)
+	}
+	require.InDelta(t, 0, counterOf(t, r.registry, "hundredfold_identity_mismatches_total"), 0)
 }

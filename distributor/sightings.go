@@ -42,6 +42,9 @@ const (
 	acknowledged
 	// aging is set in what lookup returns from the older generation; it is not stored.
 	aging
+	// refused says that the labels are not valid, and id.Lo which of write.LabelReasons
+	// says why. The sighting is of no series.
+	refused
 )
 
 const (

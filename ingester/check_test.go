@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/storage"
 	"github.com/stretchr/testify/require"
 
@@ -93,4 +94,56 @@ func TestSeriesOfOlderLimitsAreNoMismatch(t *testing.T) {
 	labelled := stripped(batch(sample{"a", 3 * time.Second, 1}), 0)
 	require.Equal(t, 1, f.offer(acme, labelled).Written.Samples)
 	requireMismatches(t, registry, 0)
+}
+
+// looked counts how often the labels of series are asked for.
+type looked struct {
+	write.LabelSource
+	times *int
+}
+
+func (s looked) AppendLabels(i int, b *labels.ScratchBuilder) error {
+	*s.times++
+	return s.LabelSource.AppendLabels(i, b)
+}
+
+func TestRefusedSeriesIsLookedAtOnceUntilTheLimitsChange(t *testing.T) {
+	f := newFixture(t, withLimits(func(l *tenant.Limits) { l.MaxLabelValueBytes = 3 }))
+	f.push(acme, sample{"ok", 0, 1})
+	times, at := 0, time.Duration(0)
+	offer := func() write.Result {
+		at += time.Second
+		b := batch(sample{"ok", at, 1}, sample{"long1", at, 1}, sample{"long2", at, 1}, sample{"long3", at, 1})
+		b.Source, times = looked{b.Source, &times}, 0
+		return f.offer(acme, b)
+	}
+	refused := func() {
+		t.Helper()
+		result := offer()
+		require.Equal(t, 1, result.Written.Samples)
+		require.Equal(t, map[write.Reason][]string{write.ReasonLabelTooLong: {"sample 1", "sample 2", "sample 3"}}, rejected(result))
+		require.Contains(t, result.Err().Error(), "long1")
+	}
+	refused()
+	require.Equal(t, 3, times)
+	for range 3 {
+		refused()
+		require.Equal(t, 1, times, "for the example")
+	}
+	f.limits.MaxLabelValueBytes = 10
+	require.Equal(t, 4, offer().Written.Samples)
+	f.limits.MaxLabelValueBytes = 3
+	require.Equal(t, 4, offer().Written.Samples, "limits on labels are for new series")
+	require.Contains(t, f.stored(acme)["long3"], "5s 1")
+}
+
+func TestSeriesIsRefusedOnceTheLimitsSayIt(t *testing.T) {
+	f := newFixture(t)
+	f.push(acme, sample{"other", 0, 1})
+	f.limits.MaxLabelValueBytes = 3
+	require.Len(t, f.offer(acme, batch(sample{"long", 0, 1})).Rejected, 1)
+	f.limits.MaxLabelValueBytes = 4
+	require.Empty(t, f.offer(acme, batch(sample{"long", 0, 1})).Rejected)
+	f.limits.MaxLabelValueBytes = 3
+	require.Len(t, f.offer(acme, batch(sample{"long2", 0, 1})).Rejected, 1)
 }

@@ -25,6 +25,7 @@ const maxAhead = 10 * time.Minute
 type appendState struct {
 	table   table
 	hasher  *write.Hasher
+	refused write.Refusals
 	turn    write.CheckTurn
 	scratch labels.ScratchBuilder
 	late    []lateSample
@@ -95,6 +96,7 @@ func (t *tenantDB) append(ctx context.Context, db *tsdb.DB, b *write.Batch) (wri
 	}
 	p := pusher{t: t, db: db, b: b, limits: t.ing.deps.Limits(t.id), maxT: t.ing.now().Add(maxAhead).UnixMilli()}
 	p.some, _ = b.Source.(write.PartialSource)
+	t.app.refused.Under(p.limits)
 	p.setBounds()
 	return p.run()
 }
@@ -262,9 +264,15 @@ func (p *pusher) find(i int) error {
 		if p.entry = p.t.app.table.find(ser.ID); p.entry != nil && (!p.due(i) || p.holds(i)) {
 			return nil
 		}
+		if why := p.t.app.refused.Find(ser.ID, &p.result); why != nil {
+			return why
+		}
 	}
 	ls, id, err := p.b.Resolve(i, p.limits, &p.t.app.scratch, p.t.app.hasher)
 	if err != nil {
+		if ser.Err == nil {
+			p.t.app.refused.Note(ser.ID, err)
+		}
 		return err
 	}
 	p.ls = ls

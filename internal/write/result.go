@@ -2,6 +2,7 @@ package write
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -57,6 +58,15 @@ func (r Reason) Class() Class {
 		return ClassInvalid
 	}
 }
+
+// LabelReasons are the reasons for which a series is refused because of its labels and the
+// tenant's limits on these alone: again each time.
+func LabelReasons() []Reason {
+	return []Reason{ReasonMissingName, ReasonInvalidLabel, ReasonDuplicateLabel, ReasonTooManyLabels, ReasonLabelTooLong}
+}
+
+// ofLabels reports whether r is one of LabelReasons.
+func (r Reason) ofLabels() bool { return slices.Contains(LabelReasons(), r) }
 
 // SeriesError says why a series or one of its samples was rejected.
 type SeriesError struct {
@@ -132,6 +142,16 @@ func (r *Result) RejectItems(e *SeriesError, items ...Item) {
 	rej := r.rejection(e)
 	rej.Count += len(items)
 	rej.Items = append(rej.Items, items...)
+}
+
+// Example returns the example of a reason, nil if there is none yet.
+func (r *Result) Example(reason Reason) *SeriesError {
+	for i := range r.Rejected {
+		if r.Rejected[i].Reason == reason {
+			return r.Rejected[i].Example
+		}
+	}
+	return nil
 }
 
 // rejection returns the rejection for the reason and class of e. The pointer is good until the
