@@ -77,7 +77,7 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if opts.check {
 		return checkConfig(opts, stdout, stderr)
 	}
-	tuneRuntime(logger)
+	tuneRuntime(opts.roles, logger)
 	p, err := open(opts, logger)
 	if err == nil {
 		err = p.run(ctx)

@@ -6,23 +6,31 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"slices"
 
 	"github.com/KimMachineGun/automemlimit/memlimit"
+
+	"github.com/hundredfold/hundredfold/internal/cluster"
 )
 
 const (
 	// memoryRatio is the share of the cgroup's or the machine's memory that the Go heap may fill;
 	// the rest is for mapped files and stacks.
 	memoryRatio = 0.9
-	// gcPercent makes the collector run earlier than Go's 100 does. A head is
-	// mostly long-lived memory, so its peak is what an ingester is sized by.
-	gcPercent = 75
+
+	// How much the heap may grow over what is alive before the collector runs, in percent,
+	// by what the process does; ADR 022 has the measurements.
+	//
+	// A head is long-lived memory that appending adds little garbage to, so its collector
+	// costs little and what it lets pile up is most of what can be saved.
+	gcPercentOfIngester = 20
+	gcPercentOfOthers   = 75
 )
 
 // tuneRuntime sets what Go cannot know. The environment (GOMEMLIMIT, GOGC) wins.
-func tuneRuntime(logger *slog.Logger) {
+func tuneRuntime(roles []cluster.Role, logger *slog.Logger) {
 	if _, ok := os.LookupEnv("GOGC"); !ok {
-		debug.SetGCPercent(gcPercent)
+		debug.SetGCPercent(gcPercent(roles))
 	}
 	limit, err := memlimit.Set(
 		memlimit.WithRatio(memoryRatio),
@@ -34,6 +42,13 @@ func tuneRuntime(logger *slog.Logger) {
 		return
 	}
 	logger.Debug("The memory limit of the heap is set.", "bytes", limit)
+}
+
+func gcPercent(roles []cluster.Role) int {
+	if slices.Contains(roles, cluster.RoleIngester) {
+		return gcPercentOfIngester
+	}
+	return gcPercentOfOthers
 }
 
 // version is that of the module when it was installed by version, else the
