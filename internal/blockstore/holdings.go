@@ -17,8 +17,8 @@ type Holdings struct {
 	blocks map[ulid.ULID]Block
 	// lasting are the blocks without a deletion mark.
 	lasting *Lineage
-	// untilGone are these, and the empty ones, which supersede what they were made of until
-	// they are gone.
+	// untilGone are these, and those that supersede what they were made of until they are
+	// gone: the empty ones, and those beyond the quota.
 	untilGone *Lineage
 	// halfDeleted are blocks without a meta.json whose deletion was begun.
 	halfDeleted map[ulid.ULID]struct{}
@@ -53,7 +53,7 @@ func (s *Store) Holdings(ctx context.Context, id tenant.ID) (*Holdings, error) {
 		if b.Deletion == nil {
 			lasting[name] = b
 		}
-		if b.Deletion == nil || b.Deletion.Reason == DeletionEmpty {
+		if b.Deletion == nil || b.Deletion.Reason == DeletionEmpty || b.Deletion.Reason == DeletionQuota {
 			untilGone[name] = b
 		}
 	}
@@ -85,7 +85,23 @@ func (h *Holdings) Of(b Block) (there bool, refusal string) {
 		return false, "its deletion is under way in the bucket; bring it after the next pass of the compactor, which completes that"
 	}
 	if h.untilGone.covers(b) {
-		return false, fmt.Sprintf("a block that was made of it is marked for deletion (%s), since its samples were deleted; bring it once that is gone", DeletionEmpty)
+		by := h.marked(b)
+		return false, fmt.Sprintf("block %s, which was made of it, is marked for deletion (%s) at %s; bring it once that is gone, which it is when compactor.deletion_delay has passed since, or into another tenant",
+			by.Meta.ULID, by.Deletion.Reason, by.Deletion.Time.UTC().Format(time.RFC3339))
 	}
 	return false, ""
+}
+
+// marked returns one of the marked blocks by which untilGone covers a block, and lasting does not.
+func (h *Holdings) marked(b Block) Block {
+	sources := sortedSources(b)
+	var found Block
+	for _, other := range h.untilGone.holders[sources[0]] {
+		candidate := h.blocks[other]
+		if candidate.Deletion != nil && candidate.Shard().Overlaps(b.Shard()) && h.untilGone.precedes(other, b, sources) {
+			found = candidate
+			break
+		}
+	}
+	return found
 }
