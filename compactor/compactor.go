@@ -216,6 +216,7 @@ func (c *Compactor) pass(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	c.forgetComplete(deletions)
 	present := make(map[tenant.ID]struct{}, len(ids))
 	for _, id := range ids {
 		if c.owns(id) {

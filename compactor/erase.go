@@ -71,6 +71,7 @@ func (c *Compactor) lookAfterNow(ctx context.Context, id tenant.ID, of blockstor
 	if err != nil {
 		return errors.Join(append(errs, err)...)
 	}
+	c.forgetGone(id, blocks)
 	errs = append(errs, c.dropTenant(ctx, id, of, blocks), c.erase(ctx, id, of, blocks), c.prune(ctx, id, blocks), c.holdToQuota(ctx, id, blocks))
 	return errors.Join(append(errs, c.finish(ctx, id, of))...)
 }
@@ -221,6 +222,30 @@ func (c *Compactor) eraseIn(ctx context.Context, id tenant.ID, block blockstore.
 func (c *Compactor) isUntouched(block blockName, deletion ulid.ULID) bool {
 	_, ok := c.untouched[deletion][block]
 	return ok
+}
+
+// forgetComplete forgets what was found out for deletions that are not active any more,
+// whichever compactor has completed them.
+func (c *Compactor) forgetComplete(active map[tenant.ID]blockstore.TenantDeletions) {
+	isActive := map[ulid.ULID]bool{}
+	for _, of := range active {
+		for i := range of.Active {
+			isActive[of.Active[i].ID] = true
+		}
+	}
+	maps.DeleteFunc(c.untouched, func(id ulid.ULID, _ map[blockName]struct{}) bool { return !isActive[id] })
+}
+
+// forgetGone forgets what was found out of blocks that a tenant does not have any more.
+func (c *Compactor) forgetGone(id tenant.ID, blocks map[ulid.ULID]blockstore.Block) {
+	isGone := func(name blockName) bool {
+		_, ok := blocks[name.block]
+		return name.tenant == id && !ok
+	}
+	for _, names := range c.untouched {
+		maps.DeleteFunc(names, func(name blockName, _ struct{}) bool { return isGone(name) })
+	}
+	maps.DeleteFunc(c.pruned, func(name blockName, _ []string) bool { return isGone(name) })
 }
 
 // anySelected reports whether there are chunks with samples that a deletion may take away.
@@ -399,7 +424,6 @@ func (c *Compactor) finish(ctx context.Context, id tenant.ID, of blockstore.Tena
 		if err := c.store.FinishDeletion(ctx, id, receipt); err != nil {
 			return err
 		}
-		delete(c.untouched, d.ID)
 		c.metrics.deletionsCompleted.Inc()
 		c.logger.Info("a deletion is complete: what it deletes is in no block any more", "tenant", id, "deletion", d.ID, "rewritten", len(receipt.Rewritten))
 	}

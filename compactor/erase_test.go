@@ -111,13 +111,33 @@ func TestABlockWithoutADeletedSeriesIsLeftAsItIs(t *testing.T) {
 	clear(f.untouched)
 	f.age(t)
 	require.Empty(t, f.active(t))
-	require.Empty(t, f.untouched)
 	require.Subset(t, f.visible(t), []ulid.ULID{without, elsewhen, external})
 	require.Equal(t, map[string]int{a: 720, b: 3 * 1440}, f.counts(t))
 	receipts, err := f.store.Receipts(t.Context(), acme, time.Time{})
 	require.NoError(t, err)
 	require.Len(t, receipts[0].Rewritten, 1)
 	require.Equal(t, []ulid.ULID{old}, receipts[0].Rewritten[0].Blocks)
+}
+
+func TestWhatWasFoundOutForADeletionIsForgottenWithItAndWithItsBlocks(t *testing.T) {
+	f := newFixture(t)
+	goes := f.upload(t, 0, day, blocktest.Floats("b", 0, day, step))
+	stays := f.upload(t, day, 2*day, blocktest.Floats("b", day, 2*day, step))
+	f.upload(t, 2*day, 3*day, blocktest.Floats("a", 2*day, 3*day, step), blocktest.Floats("b", 2*day, 3*day, step))
+	d := f.accept(t, blockstore.Deletion{Selectors: []string{"a"}, MinMs: 0, MaxMs: 3 * day})
+	require.NoError(t, f.store.SettleDeletion(t.Context(), acme, d.ID, nil))
+	require.NoError(t, f.store.AskCleaning(t.Context(), acme))
+	require.NoError(t, f.RunOnce(t.Context()))
+	require.Len(t, f.untouched[d.ID], 2)
+
+	require.NoError(t, f.store.Delete(t.Context(), acme, goes))
+	require.NoError(t, f.RunOnce(t.Context()))
+	require.Equal(t, map[blockName]struct{}{{acme, stays}: {}}, f.untouched[d.ID])
+
+	// Another compactor completes it.
+	require.NoError(t, f.store.FinishDeletion(t.Context(), acme, blockstore.Receipt{Deletion: d, Completed: f.clock}))
+	require.NoError(t, f.RunOnce(t.Context()))
+	require.Empty(t, f.untouched)
 }
 
 func TestADeletionBySomeExternalLabelIsCarriedOut(t *testing.T) {
