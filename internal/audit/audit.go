@@ -18,6 +18,9 @@ import (
 // maxText bounds what is logged of a text that a client has sent or caused, in bytes.
 const maxText = 500
 
+// maxTexts bounds how many texts are logged of a list.
+const maxTexts = 20
+
 // Handler returns next, with a line in log for each request to it that is made to change
 // something; what GET and HEAD ask for is not. tenantOf says for which tenant a request
 // asks, be it a valid one or not; nil: for none.
@@ -42,13 +45,15 @@ func Handler(log *slog.Logger, tenantOf func(*http.Request) string, next http.Ha
 	})
 }
 
-// Note adds to the line of the request that ctx belongs to: pairs of keys and values. Where
-// nobody audits, it does nothing.
+// Note adds to the line of the request that ctx belongs to: pairs of keys and values. Of a
+// text, and of texts together, the beginning is logged. Where nobody audits, it does nothing.
 func Note(ctx context.Context, args ...any) {
 	if e, ok := ctx.Value(entryKey{}).(*entry); ok {
 		e.mu.Lock()
 		defer e.mu.Unlock()
-		e.args = append(e.args, args...)
+		for _, arg := range args {
+			e.args = append(e.args, clipped(arg))
+		}
 	}
 }
 
@@ -124,6 +129,26 @@ func (a *answer) Write(p []byte) (int, error) {
 
 // Unwrap is for http.ResponseController.
 func (a *answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
+
+// clipped returns what is logged of a value.
+func clipped(value any) any {
+	switch v := value.(type) {
+	case string:
+		return clip(v)
+	case []string:
+		left, logged := maxText, make([]string, 0, min(len(v), maxTexts))
+		for i, text := range v {
+			if i == maxTexts || len(text) > left {
+				return append(logged, clip(text[:min(len(text), left)])+" ...")
+			}
+			left -= len(text)
+			logged = append(logged, text)
+		}
+		return logged
+	default:
+		return value
+	}
+}
 
 func clip(text string) string {
 	if len(text) > maxText {

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 
@@ -46,6 +47,13 @@ func TestEachActLeavesALine(t *testing.T) {
 			Note(r.Context(), "what", "all")
 			_, _ = io.WriteString(w, "fine")
 		}, map[string]any{"outcome": "accepted", "status": 200.0, "what": "all"}},
+		"noting more than a line has room for": {func(w http.ResponseWriter, r *http.Request) {
+			Note(r.Context(), "selectors", []string{"up", strings.Repeat("x", 10<<20), "down"}, "name", strings.Repeat("y", 1000))
+			Note(r.Context(), "many", make([]string, 1000), "count", 7)
+		}, map[string]any{
+			"outcome": "accepted", "status": 200.0, "selectors": []any{"up", strings.Repeat("x", 498) + " ..."}, "name": strings.Repeat("y", 500),
+			"many": append(slices.Repeat([]any{""}, 20), " ..."), "count": 7.0,
+		}},
 		"without an answer": {func(http.ResponseWriter, *http.Request) {}, map[string]any{"outcome": "accepted", "status": 200.0}},
 		"refused": {func(w http.ResponseWriter, _ *http.Request) {
 			http.Error(w, "no "+strings.Repeat("x", 1000), http.StatusForbidden)
