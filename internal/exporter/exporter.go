@@ -175,8 +175,9 @@ func (h hiding) filters(b *blockstore.Block) []mask.Filter {
 	return filters
 }
 
-// version writes what is hidden. As time passes, more is too old, and the version stays: an
-// export that goes on where it broke off is that of the moment at which it began.
+// version writes what is hidden. As time passes, more is too old, and the version stays, so
+// that an export goes on where it broke off: a block that is there keeps what was young enough
+// when it was written.
 func (h hiding) version(hash io.Writer, w span, blocks []blockstore.Block) {
 	h.deletions.Fingerprint(func(p []byte) { _, _ = hash.Write(p) }, w.mint, w.maxt-1, blocks)
 	if slices.ContainsFunc(blocks, func(b blockstore.Block) bool { return h.policy.Filter(b.Meta.MinTime, h.now) != nil }) {
