@@ -24,6 +24,22 @@ func TestEveryReasonForARejectionIsExplained(t *testing.T) {
 	}
 }
 
+func TestTheTableOfPackagesHasThemAll(t *testing.T) {
+	var listed []string
+	for _, line := range regexp.MustCompile("(?m)^\\| `internal/.*? \\|").FindAllString(read(t, "docs/architecture.md"), -1) {
+		for _, found := range regexp.MustCompile("`internal/(\\w+)`").FindAllStringSubmatch(line, -1) {
+			listed = append(listed, found[1])
+		}
+	}
+	entries, err := os.ReadDir(filepath.Join(root, "internal"))
+	require.NoError(t, err)
+	var packages []string
+	for _, entry := range entries {
+		packages = append(packages, entry.Name())
+	}
+	require.ElementsMatch(t, packages, listed, "internal/ and the table in docs/architecture.md")
+}
+
 func TestEveryAlertIsExplained(t *testing.T) {
 	operating := read(t, "docs/operating.md")
 	alerts := regexp.MustCompile(`(?m)^\s*- alert: (\w+)$`).FindAllStringSubmatch(read(t, "deploy/prometheus/alerts.yml"), -1)
