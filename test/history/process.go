@@ -58,13 +58,19 @@ func startQueriers(ctx context.Context, o options, store *objectStore, work stri
 	started := time.Now()
 	err = f.Start(ctx)
 	s.ready = time.Since(started)
+	ticker := time.NewTicker(50 * time.Millisecond)
+	defer ticker.Stop()
 	for err == nil { // until it knows the others, it reads all blocks itself
 		var peers float64
 		if peers, err = queriers[0].Metric(ctx, "hundredfold_cluster_peers"); int(peers) == len(f.Members("")) {
 			return s, nil
 		}
 		if err == nil {
-			err = ctx.Err()
+			select {
+			case <-ticker.C:
+			case <-ctx.Done():
+				err = ctx.Err()
+			}
 		}
 	}
 	return nil, errors.Join(fmt.Errorf("start %d queriers in %s: %w", o.queriers, dir, err), f.Close())
