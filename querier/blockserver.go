@@ -32,6 +32,9 @@ const (
 	// them wait, and say so.
 	servedAtOnce = 64
 	servedOfOne  = 32
+	// fetchedAtOnce is how many blocks are fetched ahead for other queriers at the same time.
+	// They have places of their own, so that nobody who waits for an answer waits for them.
+	fetchedAtOnce = 16
 	// atWorkEvery is how often a querier that reads blocks for another one says that it
 	// is at work when it has nothing else to say.
 	atWorkEvery = time.Second
@@ -135,20 +138,21 @@ func (*fetchedBytes) Hold(int64) error { return nil }
 func (f *fetchedBytes) take() uint64 { return uint64(f.Swap(0)) } //nolint:gosec // it only grows
 
 // open opens a block for another querier. It need not be in this one's view: it is read
-// as it is asked for, or it is not in the bucket any more, which is an error.
-func (s *blocksServer) open(ctx context.Context, id tenant.ID, block blockstore.Block, budget remoteblock.Budget) (reader *remoteblock.Reader, done func() error, err error) {
+// as it is asked for, or it is not in the bucket any more, which is an error. It takes one of the
+// places until done.
+func (s *blocksServer) open(ctx context.Context, places chan struct{}, id tenant.ID, block blockstore.Block, budget remoteblock.Budget) (reader *remoteblock.Reader, done func() error, err error) {
 	select {
-	case s.serving <- struct{}{}:
+	case places <- struct{}{}:
 	case <-ctx.Done():
 		return nil, nil, ctx.Err()
 	}
 	reader, err = s.q.blocks.Open(ctx, id, block, budget)
 	if err != nil {
-		<-s.serving
+		<-places
 		return nil, nil, err
 	}
 	return reader, func() error {
-		defer func() { <-s.serving }()
+		defer func() { <-places }()
 		return reader.Close()
 	}, nil
 }
@@ -183,7 +187,11 @@ func (s *blocksServer) ReadBlocks(req *queryv1.ReadBlocksRequest, stream grpc.Se
 // readBlock sends what is asked of one block. An error is of this block alone.
 func (s *blocksServer) readBlock(ctx context.Context, q blocksQuestion, i int, answer *blocksAnswer) (err error) {
 	kind, within := q.req.GetKind(), q.within
-	reader, done, err := s.open(ctx, q.tenant, q.blocks[i], &answer.fetched)
+	places := s.serving
+	if kind == queryv1.ReadBlocksRequest_KIND_PAGES {
+		places = s.fetching
+	}
+	reader, done, err := s.open(ctx, places, q.tenant, q.blocks[i], &answer.fetched)
 	if err != nil {
 		return err
 	}

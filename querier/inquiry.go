@@ -23,6 +23,10 @@ import (
 // maxAskedBlocks bounds the blocks of one request to an owner. More are asked in several.
 const maxAskedBlocks = 1024
 
+// valueOverhead is what a label name or value takes beside its bytes: the string's header, in the
+// message and in the answer, and what the allocator rounds up.
+const valueOverhead = 40
+
 // overdrawn is an error that ends the query, whoever answers: its account is overdrawn.
 type overdrawn struct{ error }
 
@@ -188,6 +192,7 @@ func (in *inquiry) askOne(ctx context.Context, peer cluster.Peer, rank int, answ
 			in.ask(ctx, rank+1, answers, errSilent)
 			return
 		case err := <-ended:
+			cancel() // a stream that nobody reads any more must not keep its owner at work
 			in.failed(ctx, peer, rank, answers, err)
 			return
 		}
@@ -307,6 +312,7 @@ func (r *reception) take(m *queryv1.ReadBlocksResponse) error {
 		return fmt.Errorf("it sends something of block %d of %d that was not asked", i, len(r.parts))
 	}
 	p, a := &r.parts[i], r.answers[i]
+	holds := int64(size + valueOverhead*len(m.GetValues()))
 	switch {
 	case m.GetFailure() != "":
 		r.failure = fmt.Errorf("%w: %s: %s", errUnread, a.block.Meta.ULID, m.GetFailure())
@@ -316,10 +322,10 @@ func (r *reception) take(m *queryv1.ReadBlocksResponse) error {
 		return nil
 	case a.isSettled():
 		r.drop(p) // another owner was quicker
-	case !r.account.holdOwned(int64(size)):
+	case !r.account.holdOwned(holds):
 		return errTooLarge
 	default:
-		p.held += int64(size)
+		p.held += holds
 		if len(m.GetFrame()) > 0 {
 			p.frames = append(p.frames, m.GetFrame())
 		}

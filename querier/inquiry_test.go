@@ -250,3 +250,27 @@ func TestPartsOfAnAnswerThatNobodyAskedForAreRefused(t *testing.T) {
 		require.Error(t, server.ReadBlocks(req, nil), "%v", req)
 	}
 }
+
+func TestStreamOfAnOwnerEndsBeforeTheNextOneIsAsked(t *testing.T) {
+	peers := []cluster.Peer{{ID: "first"}, {ID: "second"}}
+	streams := make(chan context.Context, 2)
+	in, answer := inquiryOfOne(t.Context(), peers, func(ctx context.Context, r *reception, _ func()) error {
+		streams <- ctx
+		if len(streams) == 1 {
+			return r.take(&queryv1.ReadBlocksResponse{Block: 7, Last: true}) // which breaks the protocol
+		}
+		require.Error(t, (<-streams).Err(), "nobody reads the first one any more")
+		return r.take(&queryv1.ReadBlocksResponse{Last: true})
+	})
+	stop := in.begin(t.Context())
+	defer stop()
+	<-answer.settled
+	require.NoError(t, answer.err)
+}
+
+func TestShortLabelValuesOfOwnersAreBounded(t *testing.T) {
+	in, _ := inquiryOfOne(withAccount(t.Context(), newAccount(alice, tenant.Limits{MaxQueryBytes: 40_000})), nil, nil)
+	r := &reception{inquiry: in, answers: in.order, parts: make([]arrived, 1), left: 1}
+	require.NoError(t, r.take(&queryv1.ReadBlocksResponse{Values: make([]string, 100), Frame: []byte{1}}))
+	require.ErrorIs(t, r.take(&queryv1.ReadBlocksResponse{Values: make([]string, 1000), Frame: []byte{1}}), errTooLarge)
+}

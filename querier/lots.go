@@ -16,8 +16,9 @@ import (
 const (
 	// lotBlocks is how many blocks a lot has at least, if there are as many.
 	lotBlocks = 24
-	// lotShare is which part a lot may have of what a query holds of owners' answers. Two are
-	// held at a time, and pieces may need to ask for themselves.
+	// lotShare is which part a lot may have of what a query holds of owners' answers. Three may
+	// be held at a time, the one that ends, the one that begins and the next, and pieces may need
+	// to ask for themselves.
 	lotShare = 4
 )
 
@@ -59,7 +60,8 @@ func newLots(ctx context.Context, run *splitRun) *lots {
 	var last *lot
 	blocks := lotBlocks // of the last one
 	for _, steps := range run.pieces {
-		if blocks >= lotBlocks {
+		// What lies between pieces is in the results cache: nothing is asked for it.
+		if blocks >= lotBlocks || steps.Start > last.steps.End+run.query.step {
 			next := &lot{steps: steps, account: accountOf(ctx).part()}
 			next.account.maxOwned = next.account.ownedLimit() / lotShare
 			if last != nil {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/url"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/prometheus/common/model"
@@ -11,6 +12,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/hundredfold/hundredfold/internal/blockstore/blocktest"
+	"github.com/hundredfold/hundredfold/internal/tenant"
+	"github.com/hundredfold/hundredfold/querier/timesplit"
 )
 
 // uploadDays uploads blocks of a day each. Some of the series are there on some days only.
@@ -82,4 +85,34 @@ func TestRangeQueriesMakeFewRequestsToOwners(t *testing.T) {
 	before := r.okRequests()
 	ask()
 	require.LessOrEqual(t, r.okRequests()-before, 9, "one of each owner and lot, and not of each of 16 pieces")
+}
+
+func TestOwnersAreNotAskedAheadForWhatLiesBetweenPieces(t *testing.T) {
+	r := newRig(t, rigOption{})
+	r.uploadDays(12)
+	r.lend()
+	ctx := withAccount(as(alice), newAccount(alice, tenant.Limits{}))
+	query, err := r.engines.NewRangeQuery(ctx, r.Queryable(), nil, "requests", time.UnixMilli(6*hour), time.UnixMilli(12*24*hour-1), 6*time.Hour)
+	require.NoError(t, err)
+	defer query.Close()
+	split := query.(*splitQuery)
+	received := func(pieces []timesplit.Range) float64 {
+		before := testutil.ToFloat64(r.owners.metrics.received)
+		run := &splitRun{query: split, origin: split.origin(ctx), pieces: pieces}
+		l := newLots(ctx, run)
+		defer l.close()
+		for i := range pieces {
+			l.enter(ctx, ctx, i)
+		}
+		for _, of := range l.all {
+			for _, in := range of.inquiries {
+				in.running.Wait()
+			}
+		}
+		return testutil.ToFloat64(r.owners.metrics.received) - before
+	}
+	pieces := timesplit.Cut(split.steps, split.step, split.width)
+	require.Len(t, pieces, 3)
+	all := received(pieces)
+	require.Less(t, received([]timesplit.Range{pieces[0], pieces[2]}), all, "the middle is in the results cache")
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"sync"
 
-	"github.com/oklog/ulid/v2"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/promql/parser"
 
@@ -37,19 +36,9 @@ func (a *ownersAhead) fetch(ctx context.Context, o *owners) {
 	s := a.run.query
 	var blocks []blockstore.Block
 	var peers [][]cluster.Peer
-	seen := map[ulid.ULID]struct{}{}
-	for i := int(a.run.next.Load()); i < len(a.run.pieces); i++ {
-		mint, maxt := timesplit.Reads(s.expr, a.run.pieces[i], s.lookback)
-		for _, block := range a.run.origin.pin.view.overlapping(mint, maxt) {
-			_, before := seen[block.Meta.ULID]
-			seen[block.Meta.ULID] = struct{}{}
-			// Labels that a block gets when it is read are not in its index.
-			if before || len(block.Extension.ExternalLabels) > 0 {
-				continue
-			}
-			if of := o.of(s.tenant, block.Meta.ULID); len(of) > 0 {
-				blocks, peers = append(blocks, block), append(peers, of)
-			}
+	for block := range a.run.coming() {
+		if of := o.of(s.tenant, block.Meta.ULID); len(of) > 0 {
+			blocks, peers = append(blocks, block), append(peers, of)
 		}
 	}
 	mint, maxt := timesplit.Reads(s.expr, s.steps, s.lookback)

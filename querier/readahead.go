@@ -3,6 +3,7 @@ package querier
 import (
 	"context"
 	"errors"
+	"iter"
 	"sync"
 
 	"github.com/oklog/ulid/v2"
@@ -49,21 +50,35 @@ func (a *ahead) fetch(ctx context.Context) {
 	selectors := parser.ExtractSelectors(s.expr)
 	group, groupCtx := errgroup.WithContext(withAccount(ctx, account))
 	group.SetLimit(readAhead)
-	seen := map[ulid.ULID]struct{}{}
-	for i := int(a.run.next.Load()); i < len(a.run.pieces) && groupCtx.Err() == nil; i++ {
-		mint, maxt := timesplit.Reads(s.expr, a.run.pieces[i], s.lookback)
-		for _, block := range a.run.origin.pin.view.overlapping(mint, maxt) {
-			_, before := seen[block.Meta.ULID]
-			seen[block.Meta.ULID] = struct{}{}
-			// What other queriers own, they fetch; and labels that a block gets when it is read
-			// are not in its index.
-			if before || len(block.Extension.ExternalLabels) > 0 || len(own.q.owners.of(s.tenant, block.Meta.ULID)) > 0 {
-				continue
-			}
+	for block := range a.run.coming() {
+		if groupCtx.Err() != nil {
+			break
+		}
+		if len(own.q.owners.of(s.tenant, block.Meta.ULID)) == 0 { // others fetch what they own
 			group.Go(func() error { return s.prefetch(groupCtx, own.q, block, selectors) })
 		}
 	}
 	_ = group.Wait() // see above
+}
+
+// coming yields each block once that can be fetched for the pieces that nobody evaluates yet, in
+// the order of time. Labels that a block gets when it is read are not in its index, so a block
+// with such labels is left out.
+func (r *splitRun) coming() iter.Seq[blockstore.Block] {
+	return func(yield func(blockstore.Block) bool) {
+		s := r.query
+		seen := map[ulid.ULID]struct{}{}
+		for i := int(r.next.Load()); i < len(r.pieces); i++ {
+			mint, maxt := timesplit.Reads(s.expr, r.pieces[i], s.lookback)
+			for _, block := range r.origin.pin.view.overlapping(mint, maxt) {
+				_, before := seen[block.Meta.ULID]
+				seen[block.Meta.ULID] = struct{}{}
+				if !before && len(block.Extension.ExternalLabels) == 0 && !yield(block) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // prefetch fetches what selectors need of a block. An error ends the reading ahead.

@@ -20,13 +20,14 @@ const uploadedPatience = 10 * time.Second
 // have uploaded and learn which of them queries read, and other queriers read those that
 // this one owns.
 func (q *Querier) RegisterBlocks(r grpc.ServiceRegistrar) {
-	queryv1.RegisterBlocksServiceServer(r, &blocksServer{q: q, serving: make(chan struct{}, servedAtOnce)})
+	queryv1.RegisterBlocksServiceServer(r, &blocksServer{q: q, serving: make(chan struct{}, servedAtOnce), fetching: make(chan struct{}, fetchedAtOnce)})
 }
 
 type blocksServer struct {
 	queryv1.UnimplementedBlocksServiceServer
-	q       *Querier
-	serving chan struct{} // holds one for each block that is read for another querier
+	q        *Querier
+	serving  chan struct{} // holds one for each block that is read for another querier
+	fetching chan struct{} // holds one for each block that is fetched ahead for another querier
 }
 
 // Uploaded implements queryv1.BlocksServiceServer. Blocks that are not read already are
