@@ -134,8 +134,8 @@ func (p *Pool) readHeader(ctx context.Context, key blockKey, files []blockstore.
 	if err != nil {
 		return nil, key.withFile(indexName, err)
 	}
-	if h.index <= wholeIndex {
-		return h, nil // the index itself is kept
+	if h.index <= wholeIndex && len(files) > 0 {
+		return h, nil // the index itself is kept, and what files there are is known
 	}
 	if err := p.keepHeader(p.headerPath(key), p.codec.encode(key.block, sidecar{layout: h.layout, header: h})); err != nil {
 		p.logger.Warn("What was learned about a block could not be kept; it is read again after a restart",
