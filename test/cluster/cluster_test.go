@@ -138,12 +138,29 @@ type world struct {
 	start   int64
 	// skew is how far the clocks of the next ingesters to be opened are ahead.
 	skew []time.Duration
+	// keep is how long ingesters keep blocks that they have uploaded, at least.
+	keep time.Duration
+	// seldom says that ingesters and queriers look only rarely at what there is to do.
+	seldom bool
+	files  *blockstore.Filesystem
 }
 
 func newWorld(t *testing.T, skew ...time.Duration) *world {
+	w := (&world{t: t, skew: skew}).begin()
+	empty, err := blockstore.OpenFilesystem(t.TempDir())
+	require.NoError(t, err)
+	own := blockstore.New(empty, nil)
+	ing := w.openIngester(own)
+	w.alone = &queriertest.Storage{Tenant: acme, Queryable: w.newQuerier(querier.Direct(ing), own).Queryable(), Push: ing.Push}
+	return w
+}
+
+// begin starts the cluster.
+func (w *world) begin() *world {
+	t := w.t
 	files, err := blockstore.OpenFilesystem(t.TempDir())
 	require.NoError(t, err)
-	w := &world{t: t, net: newNetwork(t), store: blockstore.New(files, nil), skew: skew}
+	w.net, w.files, w.store = newNetwork(t), files, blockstore.New(files, nil)
 	w.start = time.Now().Add(-2*time.Hour).UnixMilli() / 60_000 * 60_000
 	for i := range 3 {
 		w.join(i)
@@ -155,12 +172,6 @@ func newWorld(t *testing.T, skew ...time.Duration) *world {
 
 	w.querier = w.newQuerier(querier.NewClusterIngester(w.net, w.net, limitsOf, nil, nil), w.store)
 	w.pushed = &queriertest.Storage{Tenant: acme, Queryable: w.querier.Queryable(), Push: replicator.Push}
-
-	empty, err := blockstore.OpenFilesystem(t.TempDir())
-	require.NoError(t, err)
-	own := blockstore.New(empty, nil)
-	ing := w.openIngester(own)
-	w.alone = &queriertest.Storage{Tenant: acme, Queryable: w.newQuerier(querier.Direct(ing), own).Queryable(), Push: ing.Push}
 	return w
 }
 
@@ -180,6 +191,9 @@ func (w *world) run(f func(context.Context) error) (stop func()) {
 func (w *world) newQuerier(edge querier.Edge, store *blockstore.Store) *querier.Querier {
 	cfg := querier.Default()
 	cfg.Dir = filepath.Join(w.t.TempDir(), "querier")
+	if w.seldom {
+		cfg.RefreshInterval = model.Duration(15 * time.Minute)
+	}
 	q, err := querier.New(cfg, edge, store, limitsOf, nil, nil)
 	require.NoError(w.t, err)
 	w.run(q.Run)
@@ -190,6 +204,9 @@ func (w *world) newQuerier(edge querier.Edge, store *blockstore.Store) *querier.
 func (w *world) openIngester(store *blockstore.Store) *ingester.Ingester {
 	cfg := ingester.DefaultConfig()
 	cfg.Dir = filepath.Join(w.t.TempDir(), "ingester")
+	if w.seldom {
+		cfg.MaintenanceInterval = 2 * time.Minute
+	}
 	ahead := time.Duration(0)
 	if len(w.skew) > 0 {
 		ahead, w.skew = w.skew[0], w.skew[1:]
@@ -197,8 +214,8 @@ func (w *world) openIngester(store *blockstore.Store) *ingester.Ingester {
 	ing, err := ingester.Open(w.t.Context(), cfg, ingester.Deps{
 		Store: store, Limits: limitsOf,
 		Visible:  func(id tenant.ID, block ulid.ULID) bool { return w.querier != nil && w.querier.Visible(id, block) },
-		Uploaded: func(tenant.ID, ulid.ULID) {},
-		Now:      func() time.Time { return time.Now().Add(ahead) },
+		Uploaded: func(tenant.ID, ulid.ULID) {}, KeepUploaded: w.keep,
+		Now: func() time.Time { return time.Now().Add(ahead) },
 	})
 	require.NoError(w.t, err)
 	w.run(ing.Run)
@@ -280,7 +297,7 @@ func (w *world) requireSame() {
 	}
 }
 
-func samplesOf(t *testing.T, s *queriertest.Storage) map[string][]string {
+func samplesOf(t *testing.T, s storage.Queryable) map[string][]string {
 	t.Helper()
 	q, err := s.Querier(0, math.MaxInt64)
 	require.NoError(t, err)
