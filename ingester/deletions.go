@@ -386,6 +386,9 @@ func (i *Ingester) applyDeletion(ctx context.Context, id tenant.ID, log *tenantD
 		}
 	}
 	switch {
+	case t == nil && isDir(i.cfg.dirOf(id)):
+		// An attempt before this one has closed it and could not take it away.
+		return fmt.Errorf("the folder %s is not open: a write or a restart opens it, and the deletion is carried out then", i.cfg.dirOf(id))
 	case t == nil:
 		// Nothing is held, unless an attempt before this one ended half way.
 		if blocks, err = blocksIn(log.trash(d.ID)); err == nil || errors.Is(err, fs.ErrNotExist) {
@@ -404,6 +407,11 @@ func (i *Ingester) applyDeletion(ctx context.Context, id tenant.ID, log *tenantD
 	i.logger.Info("Carried out a deletion", "tenant", id, "deletion", d.ID, "selectors", d.Selectors, "whole_tenant", d.WholeTenant,
 		"local_blocks", len(blocks), "took", i.now().Sub(start))
 	return nil
+}
+
+func isDir(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
 }
 
 // hasSince reports whether there are samples of after end, if that has passed. A deletion

@@ -263,6 +263,22 @@ func TestALateDeletionOfATenantWaitsUntilItCanTellWhatCameSince(t *testing.T) {
 	require.Equal(t, map[string][]string{"x": {"2h5m0s 3"}}, f.stored("a"))
 }
 
+func TestADeletionOfATenantThatCouldNotTakeTheFolderAwayStaysDue(t *testing.T) {
+	f := newFixture(t)
+	f.push("a", sample{"x", time.Minute, 1})
+	d := f.acceptTenant("a", 0)
+	inTheWay := f.deletionsOf("a").trash(d.ID)
+	require.NoError(t, os.MkdirAll(filepath.Join(inTheWay, "something"), 0o750))
+	for range 2 {
+		_, err := f.ApplyDeletions(t.Context(), "a")
+		require.ErrorContains(t, err, d.ID.String())
+	}
+	require.NoError(t, os.RemoveAll(inTheWay))
+	f.restart()
+	require.Len(t, f.apply("a"), 1)
+	require.Empty(t, f.stored("a"))
+}
+
 func TestADeletionDoesNotTakeATenantThatBeganAnewMeanwhile(t *testing.T) {
 	f := newFixture(t)
 	f.push("a", sample{"x", time.Minute, 1})
