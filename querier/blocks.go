@@ -131,7 +131,10 @@ func (s *session[R]) readBlock(ctx context.Context, view *tenantView, meta *bloc
 // blockReader returns a reader of a block without what view hides of it: of the block
 // itself, or of what the queriers that own it send.
 func (s *session[R]) blockReader(ctx context.Context, view *tenantView, meta *blockstore.Block, within timeRange, withChunks bool) (R, error) {
-	peers := s.q.owners.of(s.mu.tenant, meta.Meta.ULID)
+	peers := askedPeers(ctx, meta.Meta.ULID)
+	if peers == nil {
+		peers = s.q.owners.of(s.mu.tenant, meta.Meta.ULID)
+	}
 	if len(peers) == 0 {
 		return s.openHere(ctx, meta, view.filters(meta), within, withChunks)
 	}

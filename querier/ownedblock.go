@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 
+	"github.com/oklog/ulid/v2"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/storage"
 	"github.com/prometheus/prometheus/util/annotations"
@@ -41,6 +42,15 @@ func askOwners[R reader](ctx context.Context, s *session[R], found holders[R], a
 		return ctx, func() {}
 	}
 	return context.WithValue(ctx, inquiryKey{}, in), in.begin(ctx)
+}
+
+// askedPeers returns whom a call has asked for a block already: they are still its owners if
+// they have failed meanwhile, and the failure counts. nil: nobody was asked.
+func askedPeers(ctx context.Context, block ulid.ULID) []cluster.Peer {
+	if in, ok := ctx.Value(inquiryKey{}).(*inquiry); ok && in.answers[block] != nil {
+		return in.answers[block].peers
+	}
+	return nil
 }
 
 // ownedBlock is one block of which other queriers are asked. If they fail, the block is
