@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/oklog/ulid/v2"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/hundredfold/hundredfold/internal/tenant"
 )
@@ -39,12 +40,22 @@ func (s *Store) Holdings(ctx context.Context, id tenant.ID) (*Holdings, error) {
 		return nil, err
 	}
 	h := &Holdings{blocks: blocks, halfDeleted: make(map[ulid.ULID]struct{}), deletions: deletions.Active}
-	for _, block := range partial {
-		marked, err := s.bucket.Exists(ctx, blockKey(id, block, deletionMarkFile))
-		if err != nil {
-			return nil, fmt.Errorf("look at partial block %s of tenant %s: %w", block, id, err)
-		}
-		if marked {
+	marked := make([]bool, len(partial))
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.SetLimit(metaReads)
+	for i, block := range partial {
+		group.Go(func() (err error) {
+			if marked[i], err = s.bucket.Exists(groupCtx, blockKey(id, block, deletionMarkFile)); err != nil {
+				return fmt.Errorf("look at partial block %s of tenant %s: %w", block, id, err)
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	for i, block := range partial {
+		if marked[i] {
 			h.halfDeleted[block] = struct{}{}
 		}
 	}
