@@ -113,9 +113,8 @@ func isClosed(c chan struct{}) bool {
 	}
 }
 
-// header returns the header of a block, from the first place that has it: memory, the
-// folder of headers, the sidecar, the index.
-// files are those of the block, if they are known; else nil.
+// header returns the header of a block, from the first place that has it: memory, the local
+// disk, the sidecar, the index. files are those of the block, if they are known; else nil.
 func (p *Pool) header(ctx context.Context, key blockKey, files []blockstore.File) (*header, error) {
 	return p.headers.get(ctx, key, func(ctx context.Context) (*header, error) { return p.readHeader(ctx, key, files) })
 }
