@@ -72,6 +72,7 @@ type delivery struct {
 	why    error // why votes are missing; guarded by call.mu
 	open   bool  // no answer yet; guarded by call.mu
 	learns bool  // the ingester may well not know series
+	lesson int64 // bytes that again takes of what lessons may take
 
 	// Of the link.
 	id    uint64
@@ -123,9 +124,10 @@ type call struct {
 		groups      []*group
 		deliveries  []*delivery // one or more per node
 		resends     []*delivery
-		outstanding int // deliveries without an answer
-		learners    int // those of them to ingesters that are learning series
-		open        int // groups that are needed and undecided
+		lessons     []lesson // that wait
+		outstanding int      // deliveries without an answer
+		learners    int      // those of them to ingesters that are learning series
+		open        int      // groups that are needed and undecided
 		inbox       []answer
 		detached    bool // Push has returned
 		// votes has what ingesters said of single series and samples, if anybody did.
@@ -174,7 +176,7 @@ func (c *call) fill(b *write.Batch, salt xxh3.Uint128, tenantHash uint64, limits
 	c.r.metrics.misses.Add(float64(len(c.keys) - hits))
 	for i := range b.Series {
 		seen := &c.seen[i]
-		ls := labels.EmptyLabels()
+		ls, mark := labels.EmptyLabels(), seen.mark
 		if b.Series[i].Err != nil || seen.mark&(sighted|acknowledged|aging) != sighted|acknowledged || c.turn.Next() {
 			var err error
 			if ls, err = c.sight(b, i, tenantHash, limits); err != nil {
@@ -196,12 +198,14 @@ func (c *call) fill(b *write.Batch, salt xxh3.Uint128, tenantHash uint64, limits
 		}
 		if !ls.IsEmpty() {
 			c.fresh = append(c.fresh, uint32(i))
-			if err := c.charge(int64(ls.ByteSize())); err != nil {
+			size := ls.ByteSize()
+			c.r.metrics.labelled.of(mark).Inc()
+			c.r.metrics.labelBytes.of(mark).Add(float64(size) * float64(len(g.members)))
+			if err := c.charge(int64(size)); err != nil {
 				return err
 			}
 		}
 	}
-	c.r.metrics.labelled.Add(float64(len(c.fresh)))
 	return c.fillMetadata(b, tenantHash)
 }
 
@@ -407,6 +411,9 @@ func (c *call) closeLocked(d *delivery) {
 	if d.learns {
 		c.mu.learners--
 	}
+	if d.again != nil {
+		d.link.taught(d.lesson)
+	}
 }
 
 // missLocked notes that the votes of d will not come because of err.
@@ -565,15 +572,7 @@ func (c *call) lateLocked(d *delivery, resp *ingestv1.PushResponse, err error) {
 	if time.Since(d.since) < c.r.teaching {
 		d.link.learning.Store(true) // Waiting for it would have helped.
 	}
-	var series []uint32
-	for p := range d.parts() {
-		series = append(series, p.series...)
-	}
-	for _, k := range result.Unknown {
-		if int(k) < len(series) {
-			c.mu.forget = append(c.mu.forget, series[k])
-		}
-	}
+	c.teachLateLocked(d, result.Unknown)
 }
 
 // release ends one use of c. The last one remembers what the ingesters know now, and
@@ -626,6 +625,8 @@ func (c *call) reset() {
 	clear(c.mu.resends)
 	clear(c.mu.inbox)
 	c.mu.groups, c.mu.deliveries, c.mu.resends, c.mu.inbox = c.mu.groups[:0], c.mu.deliveries[:0], c.mu.resends[:0], c.mu.inbox[:0]
+	clear(c.mu.lessons)
+	c.mu.lessons = c.mu.lessons[:0]
 	c.mu.outstanding, c.mu.learners, c.mu.open = 0, 0, 0
 	c.mu.detached, c.mu.unsure = false, false
 	c.mu.forget = c.mu.forget[:0]

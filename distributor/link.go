@@ -56,6 +56,7 @@ type link struct {
 	logger      *slog.Logger
 	metrics     *linkMetrics
 	limit       int64         // of the bytes of unanswered deliveries
+	lessonMost  int64         // of the bytes of lessons
 	patience    time.Duration // how long the ingester may be silent
 	cancel      context.CancelFunc
 
@@ -74,6 +75,9 @@ type link struct {
 		queue   []*delivery
 		pending map[uint64]*delivery // unanswered, those in the queue included
 		bytes   int64                // of the pending
+		lessons int64                // bytes of lessons that are under way
+		pupils  []chan struct{}      // get an element when there is room for more of them
+		late    lateLessons
 		lastID  uint64
 		heard   time.Time     // when there was an answer, or nothing to answer
 		idle    chan struct{} // if not nil, closed when nothing is pending
@@ -84,7 +88,7 @@ func newLink(id, address string, incarnation uint64, r *Replicator, cancel conte
 	l := &link{
 		id: id, address: address, incarnation: incarnation,
 		conns: r.conns, logger: r.logger, metrics: r.metrics.link(id),
-		limit: r.cfg.QueueBytes, patience: r.patience, cancel: cancel,
+		limit: r.cfg.QueueBytes, lessonMost: r.lessonMost, patience: r.patience, cancel: cancel,
 		wake: make(chan struct{}, 1),
 	}
 	l.learning.Store(true)
@@ -290,6 +294,7 @@ func (l *link) gaugeLocked() {
 	}
 	l.metrics.up.Set(up)
 	l.metrics.bytes.Set(float64(l.mu.bytes))
+	l.metrics.lessons.Set(float64(l.mu.lessons))
 }
 
 // retire ends the link without waiting for answers.

@@ -24,10 +24,41 @@ type replicaMetrics struct {
 	pushes       *prometheus.CounterVec
 	duration     prometheus.Histogram
 	requests     *prometheus.CounterVec
-	bytes, up    *prometheus.GaugeVec
-	resent       *prometheus.CounterVec
-	labelled     prometheus.Counter
 	hits, misses prometheus.Counter
+
+	// By ingester.
+	bytes, up, lessons            *prometheus.GaugeVec
+	unknownSeries, resent, putOff *prometheus.CounterVec
+
+	labelled, labelBytes labelCounters
+}
+
+// labelCounters count labels that are sent, by why they are.
+type labelCounters struct {
+	fresh   prometheus.Counter // the series was not remembered
+	doubted prometheus.Counter // it was, but not that its ingesters know it
+	checked prometheus.Counter // they are to compare
+	unknown prometheus.Counter // an ingester asked for them
+}
+
+func newLabelCounters(v *prometheus.CounterVec) labelCounters {
+	return labelCounters{
+		fresh: v.WithLabelValues("new"), doubted: v.WithLabelValues("unacknowledged"),
+		checked: v.WithLabelValues("check"), unknown: v.WithLabelValues("unknown"),
+	}
+}
+
+// of returns the counter for a series that was remembered with this mark before it was
+// sent with its labels.
+func (c *labelCounters) of(mark sightingMark) prometheus.Counter {
+	switch {
+	case mark&sighted == 0:
+		return c.fresh
+	case mark&acknowledged == 0:
+		return c.doubted
+	default:
+		return c.checked
+	}
 }
 
 func newReplicaMetrics(reg prometheus.Registerer, s *sightings) *replicaMetrics {
@@ -70,14 +101,30 @@ func newReplicaMetrics(reg prometheus.Registerer, s *sightings) *replicaMetrics 
 			Name: prefix + "connected",
 			Help: "1 if there is a stream to the ingester.",
 		}, []string{"instance"}),
+		lessons: f.NewGaugeVec(prometheus.GaugeOpts{
+			Name: prefix + "resending_bytes",
+			Help: "Series with their labels that are under way to an ingester because it did not know them: 8 MiB at most, unless one series is larger.",
+		}, []string{"instance"}),
+		unknownSeries: f.NewCounterVec(prometheus.CounterOpts{
+			Name: prefix + "unknown_series_total",
+			Help: "Series that an ingester said it does not know.",
+		}, []string{"instance"}),
 		resent: f.NewCounterVec(prometheus.CounterOpts{
 			Name: prefix + "resent_series_total",
 			Help: "Series sent to an ingester once more, with labels, because it did not know them.",
 		}, []string{"instance"}),
-		labelled: f.NewCounter(prometheus.CounterOpts{
+		putOff: f.NewCounterVec(prometheus.CounterOpts{
+			Name: prefix + "put_off_series_total",
+			Help: "Series that an ingester did not know and was not told at once, since enough of them were under way to it; it misses these samples, which a quorum of the others has.",
+		}, []string{"instance"}),
+		labelled: newLabelCounters(f.NewCounterVec(prometheus.CounterOpts{
 			Name: prefix + "labelled_series_total",
-			Help: "Series that were sent with their labels, because not all of their ingesters were known to know them.",
-		}),
+			Help: "Series that were sent with their labels, by reason: new (it was not remembered), unacknowledged (it was not known that its ingesters know it), check (they compare) or unknown (an ingester did not know it).",
+		}, []string{"reason"})),
+		labelBytes: newLabelCounters(f.NewCounterVec(prometheus.CounterOpts{
+			Name: prefix + "label_bytes_total",
+			Help: "Labels that were sent, in bytes, all replicas together, by reason: new, unacknowledged, check or unknown.",
+		}, []string{"reason"})),
 	}
 }
 
@@ -106,13 +153,17 @@ func (m *replicaMetrics) forget(instance string) {
 	m.bytes.DeletePartialMatch(of)
 	m.up.DeletePartialMatch(of)
 	m.requests.DeletePartialMatch(of)
+	m.lessons.DeletePartialMatch(of)
+	m.unknownSeries.DeletePartialMatch(of)
 	m.resent.DeletePartialMatch(of)
+	m.putOff.DeletePartialMatch(of)
 }
 
 // linkMetrics are those of the link to one ingester.
 type linkMetrics struct {
-	bytes, up           prometheus.Gauge
-	resent              prometheus.Counter
+	bytes, up, lessons  prometheus.Gauge
+	unknownSeries       prometheus.Counter
+	resent, putOff      prometheus.Counter
 	accepted, faulty    prometheus.Counter
 	unknown, failed     prometheus.Counter
 	unreachable, queued prometheus.Counter
@@ -122,7 +173,8 @@ func (m *replicaMetrics) link(instance string) *linkMetrics {
 	outcome := func(o string) prometheus.Counter { return m.requests.WithLabelValues(instance, o) }
 	return &linkMetrics{
 		bytes: m.bytes.WithLabelValues(instance), up: m.up.WithLabelValues(instance),
-		resent:   m.resent.WithLabelValues(instance),
+		lessons: m.lessons.WithLabelValues(instance), unknownSeries: m.unknownSeries.WithLabelValues(instance),
+		resent: m.resent.WithLabelValues(instance), putOff: m.putOff.WithLabelValues(instance),
 		accepted: outcome(outcomeAccepted), faulty: outcome(outcomeRejected),
 		unknown: outcome(outcomeUnknown), failed: outcome(outcomeFailed),
 		unreachable: outcome(outcomeUnreachable), queued: outcome(outcomeQueueFull),

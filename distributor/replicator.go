@@ -89,11 +89,14 @@ type Replicator struct {
 	patience  time.Duration
 	teaching  time.Duration
 	interval  time.Duration
-	labelMost int64        // labelBytes
-	labelled  atomic.Int64 // bytes of labels and metadata in frames of requests being received
-	sightings *sightings
-	calls     sync.Pool // of *call
-	routes    atomic.Pointer[routes]
+	labelMost int64 // labelBytes
+	// lessonMost is lessonBytes, and lateRate is lateSeriesRate.
+	lessonMost int64
+	lateRate   float64
+	labelled   atomic.Int64 // bytes of labels and metadata in frames of requests being received
+	sightings  *sightings
+	calls      sync.Pool // of *call
+	routes     atomic.Pointer[routes]
 
 	// Of Run.
 	links map[string]*link // by the ingester's ID
@@ -111,7 +114,7 @@ func NewReplicator(cfg ReplicatorConfig, src cluster.Source, conns Conns, limits
 	}
 	r := &Replicator{
 		cfg: cfg, source: src, conns: conns, limits: limits, logger: logger,
-		patience: patience, teaching: teachingTime, interval: checkInterval, labelMost: labelBytes,
+		patience: patience, teaching: teachingTime, interval: checkInterval, labelMost: labelBytes, lessonMost: lessonBytes, lateRate: lateSeriesRate,
 		sightings: newSightings(cfg.CacheBytes),
 		links:     map[string]*link{},
 	}
@@ -190,7 +193,11 @@ func (c *call) wait(ctx context.Context, b *write.Batch) (write.Result, error) {
 	teaching := false
 	for {
 		c.mu.Lock()
+		c.teachLocked(b)
 		settled := len(c.mu.inbox) == 0 && c.settledLocked(b)
+		if settled || waited != nil {
+			c.putOffLocked()
+		}
 		learners := c.mu.learners > 0
 		if waited != nil || settled && !learners {
 			defer c.mu.Unlock()
@@ -219,17 +226,6 @@ func (c *call) wait(ctx context.Context, b *write.Batch) (write.Result, error) {
 			}
 		case <-ctx.Done():
 			waited = fmt.Errorf("no answer before the sender gave up: %w", context.Cause(ctx))
-		}
-	}
-}
-
-// giveUpTeaching makes answers not wait for the ingesters that kept this one waiting.
-func (c *call) giveUpTeaching() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, d := range c.mu.deliveries {
-		if d.open && d.learns {
-			d.link.learning.Store(false)
 		}
 	}
 }

@@ -235,7 +235,8 @@ func (c *call) consider(a answer, b *write.Batch) {
 		return
 	}
 	d.link.learning.Store(true)
-	c.teachLocked(d, result.Unknown, b)
+	d.link.metrics.unknownSeries.Add(float64(len(result.Unknown)))
+	c.plan(d, result.Unknown)
 }
 
 // check reports what is wrong with the answer to d. It sets c.place.
@@ -269,44 +270,9 @@ func (c *call) check(d *delivery, result write.Result, b *write.Batch) error {
 	return nil
 }
 
-// teachLocked sends series that an ingester does not know once more, with their labels.
-func (c *call) teachLocked(from *delivery, unknown []uint32, b *write.Batch) {
-	limits := c.r.limits(c.tenant)
-	var again *part
-	for _, k := range unknown {
-		i := c.place.series[k]
-		ls, id, err := b.Resolve(int(i), limits, &c.scratch, c.hasher)
-		if err != nil {
-			// It was valid a moment ago: a limit was lowered since.
-			c.mu.votes.series[i].missed++
-			from.why = err
-			continue
-		}
-		if again == nil {
-			again = &part{}
-		}
-		c.mu.votes.series[i].waiting++
-		again.series = append(again.series, i)
-		if again.frame.Add(b, int(i), id, ls); again.frame.Len() >= partBytes {
-			c.resendLocked(from, again)
-			again = nil
-		}
-	}
-	if again != nil {
-		c.resendLocked(from, again)
-	}
-}
-
-func (c *call) resendLocked(from *delivery, again *part) {
-	d := &delivery{call: c, node: from.node, link: from.link, again: again, bytes: int64(again.frame.Len())}
-	d.link.metrics.resent.Add(float64(len(again.series)))
-	c.mu.resends = append(c.mu.resends, d)
-	c.sendLocked(d)
-}
-
 // settledLocked reports whether no answer that is still to come can matter.
 func (c *call) settledLocked(b *write.Batch) bool {
-	if c.mu.outstanding == 0 {
+	if c.mu.outstanding == 0 && len(c.mu.lessons) == 0 {
 		return len(c.mu.inbox) == 0
 	}
 	if !c.mu.votes.used {

@@ -203,13 +203,15 @@ func (p *pusher) mayBeElsewhere(t int64) bool {
 
 // storedInOrder looks for a sample among the in-order samples of the head.
 func (p *pusher) storedInOrder(ref storage.SeriesRef, t int64) (pt point, ok bool, err error) {
-	err = p.eachChunk(ref, func(meta chunks.Meta, c chunkenc.Chunk) bool {
-		if t < meta.MinTime || t > meta.MaxTime {
-			return true
-		}
-		it := c.Iterator(nil)
-		pt, ok = seek(it, t)
-		return !ok
+	err = p.readSeries(ref, func(r *headReader) error {
+		return r.eachChunk(func(meta chunks.Meta, c chunkenc.Chunk) bool {
+			if t < meta.MinTime || t > meta.MaxTime {
+				return true
+			}
+			it := c.Iterator(nil)
+			pt, ok = seek(it, t)
+			return !ok
+		})
 	})
 	return pt, ok, err
 }
@@ -217,13 +219,7 @@ func (p *pusher) storedInOrder(ref storage.SeriesRef, t int64) (pt point, ok boo
 // sight returns what is known of a series that the table lacks: its reference, if
 // the head has it, and a bound for the times of its stored samples.
 func (p *pusher) sight(ls labels.Labels) (storage.SeriesRef, int64) {
-	lastT := int64(math.MinInt64)
-	for _, b := range p.db.Blocks() {
-		lastT = max(lastT, b.MaxTime()-1)
-	}
-	if head := p.db.Head(); head.MinOOOTime() != math.MaxInt64 {
-		lastT = max(lastT, head.MaxOOOTime())
-	}
+	lastT := newestElsewhere(p.db)
 	getter, ok := p.app.(storage.GetRef)
 	if !ok {
 		return 0, lastT
@@ -232,52 +228,37 @@ func (p *pusher) sight(ls labels.Labels) (storage.SeriesRef, int64) {
 	if ref == 0 {
 		return 0, lastT
 	}
-	err := p.eachChunk(ref, func(_ chunks.Meta, c chunkenc.Chunk) bool {
-		it := c.Iterator(nil)
-		for it.Next() != chunkenc.ValNone {
-			lastT = max(lastT, it.AtT())
-		}
-		return false // The newest chunk has the newest sample.
-	})
+	newest, err := p.newest(ref)
 	if err != nil {
-		lastT = math.MaxInt64 // Unknown: have every sample compared.
+		return ref, math.MaxInt64 // Unknown: have every sample compared.
 	}
-	return ref, lastT
+	return ref, max(lastT, newest)
 }
 
-// eachChunk calls f with the in-order chunks of a series of the head, from the
-// newest to the oldest, until f returns false.
-func (p *pusher) eachChunk(ref storage.SeriesRef, f func(chunks.Meta, chunkenc.Chunk) bool) (err error) {
-	index, err := p.db.Head().Index()
+// newest is headReader.newest for a series of the head.
+func (p *pusher) newest(ref storage.SeriesRef) (t int64, err error) {
+	t = math.MinInt64
+	err = p.readSeries(ref, func(r *headReader) (err error) {
+		t, err = r.newest()
+		return err
+	})
+	return t, err
+}
+
+// readSeries calls f with a reader of a series, if the head has it.
+func (p *pusher) readSeries(ref storage.SeriesRef, f func(*headReader) error) (err error) {
+	r, err := readHead(p.db.Head())
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, index.Close()) }()
-	reader, err := p.db.Head().Chunks()
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, reader.Close()) }()
-	var metas []chunks.Meta
-	if err := index.Series(ref, &p.t.app.scratch, &metas); err != nil {
+	defer func() { err = errors.Join(err, r.Close()) }()
+	if err := r.series(ref, &p.t.app.scratch); err != nil {
 		if errors.Is(err, storage.ErrNotFound) {
 			return nil // Dropped from the head: it has no samples there.
 		}
 		return err
 	}
-	for k := len(metas) - 1; k >= 0; k-- {
-		c, _, err := reader.ChunkOrIterable(metas[k])
-		if errors.Is(err, storage.ErrNotFound) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		if !f(metas[k], c) {
-			return nil
-		}
-	}
-	return nil
+	return f(r)
 }
 
 // seek returns the sample at exactly t.

@@ -120,6 +120,14 @@ func (s *segment) rebuild(size int, drop func(*entry) bool) {
 	}
 }
 
+// reserve makes room for so many series in an empty table, so that it is made at once
+// rather than by growing. Many series spread evenly enough over the segments.
+func (t *table) reserve(series int) {
+	for i := range t.segments {
+		t.segments[i] = segment{entries: make([]entry, sizeFor(series/tableSegments))}
+	}
+}
+
 // drop forgets the entries that gone says are to go.
 func (t *table) drop(gone func(*entry) bool) {
 	for i := range t.segments {

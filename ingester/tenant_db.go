@@ -171,6 +171,7 @@ func (t *tenantDB) openNewLocked() error {
 	t.db, t.gate, t.meta, t.shipped, t.placements = db, g, meta, sh, pl
 	t.held.Store(&held{shipped: sh, placements: pl})
 	t.app = newAppendState()
+	t.recall(db)
 	return nil
 }
 

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/oklog/ulid/v2"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/histogram"
 	"github.com/prometheus/prometheus/model/labels"
@@ -122,8 +123,10 @@ func (n *network) publish(t *testing.T, records ...registry.Record) {
 type node struct {
 	*ingester.Ingester
 	rec       registry.Record
+	dir       string
 	deletions hanging
-	stop      func()
+	stop      func() // of its server
+	end       func() // of the ingester itself
 }
 
 // world is a cluster of three ingesters, and one process alone that gets the same.
@@ -135,6 +138,7 @@ type world struct {
 	querier *querier.Querier
 	pushed  *queriertest.Storage
 	alone   *queriertest.Storage
+	metrics *prometheus.Registry // of the distributor
 	start   int64
 	// skew is how far the clocks of the next ingesters to be opened are ahead.
 	skew []time.Duration
@@ -150,7 +154,7 @@ func newWorld(t *testing.T, skew ...time.Duration) *world {
 	empty, err := blockstore.OpenFilesystem(t.TempDir())
 	require.NoError(t, err)
 	own := blockstore.New(empty, nil)
-	ing := w.openIngester(own)
+	ing, _ := w.openIngester(own, t.TempDir(), nil)
 	w.alone = &queriertest.Storage{Tenant: acme, Queryable: w.newQuerier(querier.Direct(ing), own).Queryable(), Push: ing.Push}
 	return w
 }
@@ -161,11 +165,12 @@ func (w *world) begin() *world {
 	files, err := blockstore.OpenFilesystem(t.TempDir())
 	require.NoError(t, err)
 	w.net, w.files, w.store = newNetwork(t), files, blockstore.New(files, nil)
+	w.metrics = prometheus.NewRegistry()
 	w.start = time.Now().Add(-2*time.Hour).UnixMilli() / 60_000 * 60_000
 	for i := range 3 {
 		w.join(i)
 	}
-	replicator, err := distributor.NewReplicator(distributor.DefaultReplicatorConfig(), w.net, w.net, limitsOf, nil, nil)
+	replicator, err := distributor.NewReplicator(distributor.DefaultReplicatorConfig(), w.net, w.net, limitsOf, nil, w.metrics)
 	require.NoError(t, err)
 	w.run(replicator.Run)
 	require.NoError(t, eventually(replicator.Ready))
@@ -201,9 +206,9 @@ func (w *world) newQuerier(edge querier.Edge, store *blockstore.Store) *querier.
 	return q
 }
 
-func (w *world) openIngester(store *blockstore.Store) *ingester.Ingester {
+func (w *world) openIngester(store *blockstore.Store, dir string, member *ingester.Member) (ing *ingester.Ingester, end func()) {
 	cfg := ingester.DefaultConfig()
-	cfg.Dir = filepath.Join(w.t.TempDir(), "ingester")
+	cfg.Dir = dir
 	if w.seldom {
 		cfg.MaintenanceInterval = 2 * time.Minute
 	}
@@ -212,14 +217,13 @@ func (w *world) openIngester(store *blockstore.Store) *ingester.Ingester {
 		ahead, w.skew = w.skew[0], w.skew[1:]
 	}
 	ing, err := ingester.Open(w.t.Context(), cfg, ingester.Deps{
-		Store: store, Limits: limitsOf,
+		Store: store, Limits: limitsOf, Cluster: member,
 		Visible:  func(id tenant.ID, block ulid.ULID) bool { return w.querier != nil && w.querier.Visible(id, block) },
 		Uploaded: func(tenant.ID, ulid.ULID) {}, KeepUploaded: w.keep,
 		Now: func() time.Time { return time.Now().Add(ahead) },
 	})
 	require.NoError(w.t, err)
-	w.run(ing.Run)
-	return ing
+	return ing, w.run(ing.Run)
 }
 
 // join adds an ingester to the cluster.
@@ -229,12 +233,23 @@ func (w *world) join(i int) *node {
 		ID: fmt.Sprintf("i%d", i), Zone: string(rune('a' + i%3)), Rank: i / 3, Address: fmt.Sprintf("i%d:9095", i),
 		State: registry.Active, Epoch: 1, Incarnation: 1, Generation: uint64(7 + i),
 	}
-	n := &node{Ingester: w.openIngester(w.store), rec: rec}
-	listener, server := bufconn.Listen(1<<20), grpc.NewServer(grpc.UnaryInterceptor(n.deletions.intercept))
-	n.Register(server, ingester.Member{
+	n := &node{rec: rec, dir: w.t.TempDir()}
+	w.serve(n)
+	w.nodes = append(w.nodes, n)
+	w.net.publish(w.t, rec)
+	return n
+}
+
+// serve opens an ingester and its server.
+func (w *world) serve(n *node) {
+	rec := n.rec
+	member := ingester.Member{
 		Instance: rec.ID, Generation: rec.Generation,
 		Current: func() *registry.Placement { return w.net.View().Placement },
-	})
+	}
+	n.Ingester, n.end = w.openIngester(w.store, n.dir, &member)
+	listener, server := bufconn.Listen(1<<20), grpc.NewServer(grpc.UnaryInterceptor(n.deletions.intercept))
+	n.Register(server, member)
 	ended := make(chan struct{})
 	go func() { defer close(ended); _ = server.Serve(listener) }()
 	n.stop = sync.OnceFunc(func() { server.Stop(); <-ended })
@@ -242,9 +257,6 @@ func (w *world) join(i int) *node {
 	w.net.mu.Lock()
 	w.net.listen[rec.Address] = listener
 	w.net.mu.Unlock()
-	w.nodes = append(w.nodes, n)
-	w.net.publish(w.t, rec)
-	return n
 }
 
 // kill makes an ingester unreachable; everybody notices.
