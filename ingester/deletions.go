@@ -201,6 +201,9 @@ func (d *tenantDeletions) saveLocked() error {
 		err = writeFile(filepath.Join(d.dir, d.name+".json"), text)
 	}
 	if err != nil {
+		// What is in memory would be lost with the process: it is read anew, and what is in
+		// the trash is looked at, as after a crash.
+		d.read = false
 		return fmt.Errorf("write the list of deletions: %w", err)
 	}
 	return nil
@@ -329,6 +332,9 @@ func (i *Ingester) ApplyDeletions(ctx context.Context, id tenant.ID) ([]CarriedO
 	}
 	for k := range due {
 		if err := i.applyDeletion(ctx, id, d, &due[k]); err != nil {
+			if t := i.lookup(id); t != nil {
+				t.deletionsDue.Store(true) // Maintenance tries again.
+			}
 			return nil, fmt.Errorf("carry out deletion %s of tenant %s: %w", due[k].ID, id, err)
 		}
 	}
@@ -377,8 +383,11 @@ var errDeletionsDue = errors.New("a deletion of the tenant has to be carried out
 // applyDeletion carries out one deletion and writes that down.
 func (i *Ingester) applyDeletion(ctx context.Context, id tenant.ID, log *tenantDeletions, d *blockstore.Deletion) (err error) {
 	start := i.now()
+	t, err := i.holder(id, d.ID)
+	if err != nil {
+		return err
+	}
 	var blocks []ulid.ULID
-	t := i.lookup(id)
 	var since bool
 	if t != nil && d.WholeTenant {
 		if since, err = t.hasSince(d.Accepted.Add(deletionsSkew), start); err != nil {
@@ -386,9 +395,6 @@ func (i *Ingester) applyDeletion(ctx context.Context, id tenant.ID, log *tenantD
 		}
 	}
 	switch {
-	case t == nil && isDir(i.cfg.dirOf(id)):
-		// An attempt before this one has closed it and could not take it away.
-		return fmt.Errorf("the folder %s is not open: a write or a restart opens it, and the deletion is carried out then", i.cfg.dirOf(id))
 	case t == nil:
 		// Nothing is held, unless an attempt before this one ended half way.
 		if blocks, err = blocksIn(log.trash(d.ID)); err == nil || errors.Is(err, fs.ErrNotExist) {
@@ -407,6 +413,20 @@ func (i *Ingester) applyDeletion(ctx context.Context, id tenant.ID, log *tenantD
 	i.logger.Info("Carried out a deletion", "tenant", id, "deletion", d.ID, "selectors", d.Selectors, "whole_tenant", d.WholeTenant,
 		"local_blocks", len(blocks), "took", i.now().Sub(start))
 	return nil
+}
+
+// holder returns who holds something of a tenant that a deletion is about; nil: there is
+// nothing. What lies closed in the tenant's folder is opened, so that it is seen.
+func (i *Ingester) holder(id tenant.ID, deletion ulid.ULID) (t *tenantDB, err error) {
+	if t = i.lookup(id); t == nil {
+		if !isDir(i.cfg.dirOf(id)) {
+			return nil, nil
+		}
+		if t, err = i.tenantForPush(id); err != nil {
+			return nil, err
+		}
+	}
+	return t, t.openLeft(deletion)
 }
 
 func isDir(path string) bool {
@@ -594,7 +614,8 @@ func selectedSeries(ctx context.Context, db *tsdb.DB, selectors [][]*labels.Matc
 }
 
 // dropAll deletes all that is held of the tenant, without uploading it, and returns the
-// local blocks that there were. The next write begins anew: only once it is written down
+// local blocks that there were. If the folder cannot be taken away, a write or a restart
+// opens it again, and maintenance tries until then. The next write begins anew: only once it is written down
 // that the deletion was carried out, so that it never takes what comes later.
 func (t *tenantDB) dropAll(ctx context.Context, log *tenantDeletions, id ulid.ULID) ([]ulid.ULID, error) {
 	if err := t.lockWorking(ctx); err != nil {
@@ -609,8 +630,7 @@ func (t *tenantDB) dropAll(ctx context.Context, log *tenantDeletions, id ulid.UL
 	}
 	blocks, err := t.takeAway(log, id)
 	if err != nil {
-		// It is closed for good: whoever comes next opens what is in the folder.
-		t.ing.forget(t)
+		t.ing.replace(t, id) // It is closed for good, and its folder is there.
 		return nil, err
 	}
 	return blocks, errors.Join(t.ing.remove(t), os.RemoveAll(log.trash(id)))

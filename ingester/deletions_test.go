@@ -279,6 +279,73 @@ func TestADeletionOfATenantThatCouldNotTakeTheFolderAwayStaysDue(t *testing.T) {
 	require.Empty(t, f.stored("a"))
 }
 
+func TestMaintenanceCarriesOutADeletionOfATenantOnceItsFolderCanBeTakenAway(t *testing.T) {
+	for name, between := range map[string]func(*fixture){
+		"nothing comes": func(*fixture) {},
+		"a write comes": func(f *fixture) { f.push("a", sample{"y", 2 * time.Minute, 2}) },
+		"a query comes": func(f *fixture) { require.Empty(f.t, f.stored("a")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t)
+			f.push("a", sample{"x", time.Minute, 1})
+			require.NoError(t, f.Flush(t.Context(), "a"))
+			d := f.acceptTenant("a", 0)
+			inTheWay := f.deletionsOf("a").trash(d.ID)
+			require.NoError(t, os.MkdirAll(filepath.Join(inTheWay, "something"), 0o750))
+			_, err := f.ApplyDeletions(t.Context(), "a")
+			require.ErrorContains(t, err, d.ID.String())
+			between(f)
+			require.ErrorContains(t, f.lookup("a").maintain(t.Context()), d.ID.String())
+
+			require.NoError(t, os.RemoveAll(inTheWay))
+			require.NoError(t, f.lookup("a").maintain(t.Context()))
+			require.NoDirExists(t, filepath.Join(f.Ingester.cfg.Dir, "a"))
+			require.NoDirExists(t, inTheWay)
+			require.Empty(t, f.stored("a"))
+			require.Len(t, f.apply("a")[0].Blocks, 1)
+			f.push("a", sample{"x", time.Minute, 7})
+			require.Equal(t, map[string][]string{"x": {"1m0s 7"}}, f.stored("a"))
+			require.Len(t, f.apply("a"), 1)
+			require.Equal(t, map[string][]string{"x": {"1m0s 7"}}, f.stored("a"))
+		})
+	}
+}
+
+func TestADeletionOfATenantThatCouldNotBeWrittenDownIsCompletedWithoutARestart(t *testing.T) {
+	f := newFixture(t)
+	f.push("a", sample{"x", time.Minute, 1})
+	require.NoError(t, f.Flush(t.Context(), "a"))
+	d := f.acceptTenant("a", 0)
+	list := filepath.Join(f.deletionsOf("a").dir, "a.json")
+	before, err := os.ReadFile(list)
+	require.NoError(t, err)
+	require.NoError(t, os.Remove(list))
+	require.NoError(t, os.MkdirAll(filepath.Join(list, "something"), 0o750)) // so that it cannot be written
+	_, err = f.ApplyDeletions(t.Context(), "a")
+	require.ErrorContains(t, err, d.ID.String())
+	require.DirExists(t, f.deletionsOf("a").trash(d.ID))
+	require.Empty(t, f.stored("a"))
+
+	require.NoError(t, os.RemoveAll(list))
+	require.NoError(t, os.WriteFile(list, before, 0o600))
+	require.NoError(t, f.lookup("a").maintain(t.Context()))
+	require.NoDirExists(t, f.deletionsOf("a").trash(d.ID))
+	f.restart()
+	require.Len(t, f.apply("a")[0].Blocks, 1)
+}
+
+func TestADeletionOfSeriesLooksAtWhatADeletionOfTheTenantLeftBehind(t *testing.T) {
+	f := newFixture(t)
+	f.push("a", sample{"x", time.Minute, 1}, sample{"y", time.Minute, 1})
+	f.advance(10 * time.Minute)
+	f.accept("a", 0, time.Hour, "x")
+	left := f.lookup("a")
+	require.NoError(t, left.close())
+	f.forget(left) // as when it could not be closed
+	require.Len(t, f.apply("a"), 1)
+	require.Equal(t, map[string][]string{"y": {"1m0s 1"}}, f.stored("a"))
+}
+
 func TestADeletionDoesNotTakeATenantThatBeganAnewMeanwhile(t *testing.T) {
 	f := newFixture(t)
 	f.push("a", sample{"x", time.Minute, 1})

@@ -465,6 +465,21 @@ func (i *Ingester) forget(t *tenantDB) {
 	}
 }
 
+// replace puts another tenantDB, which is closed, in the place of one that a deletion of the
+// tenant has closed for good without taking its folder away. Maintenance tries that again.
+// What is said to be held stays the same until then.
+func (i *Ingester) replace(t *tenantDB, deletion ulid.ULID) {
+	next := i.newTenantDB(t.id)
+	next.held.Store(t.held.Load())
+	next.doomed = deletion
+	next.deletionsDue.Store(true)
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.mu.tenants[t.id] == t {
+		i.mu.tenants[t.id] = next
+	}
+}
+
 // remove deletes the folder of a tenant that was closed for good and is empty,
 // and forgets it: in this order, so that a write that comes meanwhile does not
 // open the folder.

@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/oklog/ulid/v2"
 	"github.com/prometheus/prometheus/tsdb"
 	"github.com/prometheus/prometheus/tsdb/chunkenc"
 	"github.com/prometheus/prometheus/tsdb/chunks"
@@ -62,6 +63,9 @@ type tenantDB struct {
 	// dormant says that the TSDB was closed because nothing is held, and that the
 	// tenant is kept for its placements.
 	dormant bool
+	// doomed is the deletion of the tenant that has closed the TSDB before this one and could
+	// not take the folder away: nothing has come since.
+	doomed ulid.ULID
 
 	// held is for those who must not wait for use. It is set once the TSDB was open.
 	held atomic.Pointer[held]
@@ -85,7 +89,7 @@ type tenantDB struct {
 	// lateLogFailed is set when the log of out-of-order samples could not be
 	// written, which the TSDB only mentions in its log.
 	lateLogFailed atomic.Bool
-	// deletionsDue is set when an upload was put off for a deletion.
+	// deletionsDue is set when an upload was put off for a deletion, or one failed.
 	deletionsDue atomic.Bool
 	// retiring lets blocks go that late samples may still be compared with.
 	retiring atomic.Bool
@@ -127,8 +131,28 @@ func (t *tenantDB) openLocked() error {
 	t.lateLogFailed.Store(false)
 	t.retiring.Store(false)
 	t.lastPush.Store(now.UnixNano())
-	t.dormant = false
+	t.dormant, t.doomed = false, ulid.ULID{}
 	return nil
+}
+
+// openLeft opens what was left in the folder of a tenant that is closed, if there is something
+// which the deletion must look at.
+func (t *tenantDB) openLeft(deletion ulid.ULID) error {
+	left := func() bool {
+		return t.db == nil && t.openErr == nil && !t.retired && !t.dormant && t.doomed != deletion && isDir(t.dir)
+	}
+	t.use.RLock()
+	needed := left()
+	t.use.RUnlock()
+	if !needed {
+		return nil
+	}
+	t.use.Lock()
+	defer t.use.Unlock()
+	if !left() {
+		return nil
+	}
+	return t.openLocked()
 }
 
 func (t *tenantDB) openNewLocked() error {
