@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"slices"
+	"sync/atomic"
 
 	"github.com/oklog/ulid/v2"
 	"github.com/prometheus/client_golang/prometheus"
@@ -27,6 +29,8 @@ type cutter struct {
 	// shards only ever rises, so that blocks which are merged seldom differ in it. A restart
 	// forgets it, which costs a split.
 	shards uint64
+	// reload is set while a TSDB is to load its blocks anew.
+	reload atomic.Bool
 }
 
 // open is the tsdb.NewCompactorFunc of a tenant's TSDB.
@@ -52,12 +56,49 @@ func (c *cutter) count(series uint64) uint64 {
 	return c.shards
 }
 
-// shardingCompactor is the TSDB's compactor but for the cut of large heads.
+// reloadBlocks has the TSDB load its blocks anew, and delete those that it is told. It does so
+// only after it has cut or compacted something, so the next plan of its compactor is a
+// compaction of nothing. If the head has a window that is complete, it is left to the cut of
+// that, which is due soon: here it would come too early.
+func (c *cutter) reloadBlocks(ctx context.Context, db *tsdb.DB) error {
+	if head := db.Head(); head.MinTime() != math.MaxInt64 && windowComplete(head) {
+		return nil
+	}
+	c.reload.Store(true)
+	defer c.reload.Store(false)
+	return db.Compact(ctx)
+}
+
+// windowComplete tells the time when the TSDB cuts its head.
+func windowComplete(head *tsdb.Head) bool {
+	return head.MaxTime()-head.MinTime() > blockRange.Milliseconds()/2*3
+}
+
+// shardingCompactor is the TSDB's compactor but for the cut of large heads, and for reloads.
 type shardingCompactor struct {
 	tsdb.Compactor
 	// ctx returns the context of the TSDB, which its interface does not pass on.
 	ctx    func() context.Context
 	cutter *cutter
+}
+
+// reloadPlan is the plan of a compaction that does nothing.
+const reloadPlan = "reload"
+
+// Plan implements tsdb.Compactor.
+func (c *shardingCompactor) Plan(dir string) ([]string, error) {
+	if c.cutter.reload.Swap(false) {
+		return []string{reloadPlan}, nil
+	}
+	return c.Compactor.Plan(dir)
+}
+
+// Compact implements tsdb.Compactor.
+func (c *shardingCompactor) Compact(dest string, dirs []string, open []*tsdb.Block) ([]ulid.ULID, error) {
+	if len(dirs) == 1 && dirs[0] == reloadPlan {
+		return nil, nil
+	}
+	return c.Compactor.Compact(dest, dirs, open)
 }
 
 // Write implements tsdb.Compactor.

@@ -24,7 +24,7 @@ const (
 // the TSDB.
 type exemplarRing struct {
 	size, used int
-	window     int64 // that the TSDB was opened with for out-of-order samples, in ms
+	window     int64 // within which the TSDB takes out-of-order samples, in ms
 }
 
 // fit gives up what the ring of a TSDB that was just opened has no use for: it is opened
@@ -61,14 +61,22 @@ func (r *exemplarRing) resize(db *tsdb.DB, size int) error {
 	if size == r.size {
 		return nil
 	}
+	if err := r.apply(db, size, r.window); err != nil {
+		return fmt.Errorf("make room for %d exemplars: %w", size, err)
+	}
+	return nil
+}
+
+// apply tells the TSDB both numbers, which it takes only together.
+func (r *exemplarRing) apply(db *tsdb.DB, size int, window int64) error {
 	err := db.ApplyConfig(&config.Config{StorageConfig: config.StorageConfig{
-		TSDBConfig:      &config.TSDBConfig{OutOfOrderTimeWindow: r.window},
+		TSDBConfig:      &config.TSDBConfig{OutOfOrderTimeWindow: window},
 		ExemplarsConfig: &config.ExemplarsConfig{MaxExemplars: int64(size)},
 	}})
 	if err != nil {
-		return fmt.Errorf("make room for %d exemplars: %w", size, err)
+		return err
 	}
-	r.size = size
+	r.size, r.window = size, window
 	return nil
 }
 

@@ -26,19 +26,21 @@ func (p *pusher) exemplars() error {
 	app := p.db.Head().Appender(context.Background())
 	for i := range p.b.Series {
 		if p.b.Series[i].Exemplars.Len > 0 && !p.unknownSeries[i] {
-			p.seriesExemplars(app, i)
+			if err := p.seriesExemplars(app, i); err != nil {
+				return errors.Join(err, app.Rollback())
+			}
 		}
 	}
 	return app.Commit()
 }
 
-// seriesExemplars appends the exemplars of series i.
-func (p *pusher) seriesExemplars(app storage.Appender, i int) {
+// seriesExemplars appends the exemplars of series i. The error is errNoLateLog.
+func (p *pusher) seriesExemplars(app storage.Appender, i int) error {
 	span := p.b.Series[i].Exemplars
 	err := p.find(i)
 	if errors.Is(err, write.ErrNoLabels) {
 		p.unknown(i)
-		return
+		return nil
 	}
 	for k := span.Off; k < span.End(); k++ {
 		x := write.Item{Kind: write.KindExemplar, Index: k}
@@ -50,13 +52,16 @@ func (p *pusher) seriesExemplars(app storage.Appender, i int) {
 		switch {
 		case err == nil, errors.Is(err, storage.ErrDuplicateExemplar):
 			p.result.Written.Exemplars++
+		case p.lateLogLacks(err):
+			return errNoLateLog
 		case p.gone(i):
 			p.unknown(i)
-			return
+			return nil
 		default:
 			p.rejectExemplar(i, x, err.Error())
 		}
 	}
+	return nil
 }
 
 // gone reports whether the head has dropped series i, the one at hand, and its

@@ -73,7 +73,6 @@ func TestAChunkThatCannotBeWrittenOutCostsNoSample(t *testing.T) {
 	f.restart()
 	require.Len(t, f.stored(acme)["7"], 300)
 
-	// A TSDB that can't write a chunk when it is closed leaves its logs open.
+	// A TSDB that can't write a chunk when it is closed leaves its log open.
 	closeLog(t, broken, "wal")
-	closeLog(t, broken, "wbl")
 }

@@ -36,7 +36,8 @@ func newAppendState() appendState {
 	return appendState{hasher: write.NewHasher(), scratch: labels.NewScratchBuilder(32)}
 }
 
-// lateSample is a sample of a batch that is not newer than its series' newest.
+// lateSample is a sample of a batch that is not newer than its series' newest, or too old for
+// the TSDB as long as that takes no out-of-order samples.
 type lateSample struct {
 	series    int
 	index     uint32 // into the batch's Samples or Histograms
@@ -81,8 +82,23 @@ func (t *tenantDB) push(ctx context.Context, b *write.Batch, placed *Placed) (wr
 	return result, err
 }
 
-// append appends b when it is its turn. use is held shared.
+// append appends b. use is held shared.
 func (t *tenantDB) append(ctx context.Context, db *tsdb.DB, b *write.Batch) (write.Result, error) {
+	for {
+		result, err := t.appendInTurn(ctx, db, b)
+		if !errors.Is(err, errNoLateLog) {
+			return result, err
+		}
+		if err := t.openLateLog(ctx, db); err != nil {
+			return write.Result{}, err
+		}
+		// What is stored of b is recognised now.
+	}
+}
+
+// appendInTurn appends b when it is its turn. With errNoLateLog it is to be called again
+// after openLateLog.
+func (t *tenantDB) appendInTurn(ctx context.Context, db *tsdb.DB, b *write.Batch) (write.Result, error) {
 	if err := t.appending.take(ctx); err != nil {
 		return write.Result{}, fmt.Errorf("wait for other writes of tenant %s: %w", t.id, err)
 	}
@@ -135,6 +151,8 @@ type pusher struct {
 	maxT   int64 // samples after are in the future
 	app    storage.AppenderV2
 	result write.Result
+	// comparing is set in the pass that compares late samples with what is stored.
+	comparing bool
 	// unknownSeries are the series in result.Unknown.
 	unknownSeries map[int]bool
 
@@ -184,15 +202,22 @@ func (p *pusher) passes() (write.Result, error) {
 		return p.broke(err)
 	}
 	if len(p.t.app.late) > 0 {
-		if err := p.lateSamples(); err != nil {
-			return p.abort(err)
+		p.comparing = true
+		needed := p.lateSamples()
+		if needed != nil && !errors.Is(needed, errNoLateLog) {
+			return p.abort(needed)
 		}
 		if err := p.commit(); err != nil {
 			return p.broke(err)
 		}
+		if needed != nil {
+			return write.Result{}, needed
+		}
 	}
 	if len(p.b.Exemplars) > 0 {
-		if err := p.exemplars(); err != nil {
+		if err := p.exemplars(); errors.Is(err, errNoLateLog) {
+			return write.Result{}, err
+		} else if err != nil {
 			return p.broke(err)
 		}
 	}
@@ -309,10 +334,14 @@ func (p *pusher) sample(i int, k uint32, st, t int64, v float64, h *histogram.Hi
 		})
 		return nil
 	case t <= p.at().lastT:
-		p.t.app.late = append(p.t.app.late, lateSample{series: i, index: k, histogram: h != nil || fh != nil})
+		p.noteLate(i, k, h, fh)
 		return nil
 	}
 	return p.append(i, k, st, t, v, h, fh)
+}
+
+func (p *pusher) noteLate(i int, k uint32, h *histogram.Histogram, fh *histogram.FloatHistogram) {
+	p.t.app.late = append(p.t.app.late, lateSample{series: i, index: k, histogram: h != nil || fh != nil})
 }
 
 // append gives one sample to the TSDB. Only errors that are not the sample's
@@ -337,7 +366,14 @@ func (p *pusher) append(i int, k uint32, st, t int64, v float64, h *histogram.Hi
 		}
 		ref, err = p.app.Append(0, p.ls, st, t, v, h, fh, storage.AOptions{})
 	}
-	if err != nil {
+	switch {
+	case err == nil:
+	case p.lateLogLacks(err) && p.comparing:
+		return errNoLateLog
+	case p.lateLogLacks(err):
+		p.noteLate(i, k, h, fh)
+		return nil
+	default:
 		return p.rejectErr(i, item(k, h, fh), err)
 	}
 	if err := p.t.refs.reserve(ref); err != nil {

@@ -141,10 +141,11 @@ func (m refMark) heeded() (bool, error) {
 	return found, segment.Close()
 }
 
-// openTSDB opens the TSDB so that it gives no reference a second time.
+// openTSDB opens the TSDB so that it gives no reference a second time, and so that it can log
+// late samples.
 func (t *tenantDB) openTSDB(g *gate) (*tsdb.DB, error) {
 	t.refs = seriesRefs{dir: filepath.Join(t.dir, "wal")}
-	for range 2 {
+	for range 3 { // One for each of the faults below that are mended by opening it once more.
 		var mark refMark
 		if t.adopted() == nil { // There the TSDB does what Prometheus does.
 			var err error
@@ -161,7 +162,8 @@ func (t *tenantDB) openTSDB(g *gate) (*tsdb.DB, error) {
 		}
 		db.DisableCompactions() // We drive them: see maintain.
 		heeded, err := mark.heeded()
-		if heeded {
+		logged, makeLog := t.lateLogged(db)
+		if err = errors.Join(err, makeLog); err == nil && heeded && logged {
 			return db, nil
 		}
 		// No series was created yet, and the log has no torn record any more. The TSDB did
@@ -173,5 +175,5 @@ func (t *tenantDB) openTSDB(g *gate) (*tsdb.DB, error) {
 			return nil, err
 		}
 	}
-	return nil, fmt.Errorf("the log in %s can't be repaired: it loses what is appended to it", t.refs.dir)
+	return nil, fmt.Errorf("the logs in %s can't be repaired: they lose what is appended to them", t.dir)
 }

@@ -286,23 +286,12 @@ func (t *tenantDB) ship(ctx context.Context, db *tsdb.DB, until time.Time) error
 }
 
 // deleteShipped lets the TSDB delete the blocks that need not be local any more.
-// A TSDB reloads its blocks, and deletes then, only when it cuts; cutting
-// out-of-order samples, of which there are few or none, is how to ask it for a
-// reload. Blocks of out-of-order samples alone are not worth it while more may
-// come: each would make another. They go with the next cut. use is held shared.
+// use is held shared.
 func (t *tenantDB) deleteShipped(ctx context.Context, db *tsdb.DB) error {
-	deletable := t.deletable(db, db.Blocks())
-	worthIt := false
-	for _, b := range db.Blocks() {
-		meta := b.Meta()
-		if _, ok := deletable[meta.ULID]; ok && (t.retiring.Load() || !meta.Compaction.FromOutOfOrder()) {
-			worthIt = true
-		}
-	}
-	if !worthIt {
+	if len(t.deletable(db, db.Blocks())) == 0 {
 		return nil
 	}
-	if err := db.CompactOOOHead(ctx); err != nil {
+	if err := t.cutter.reloadBlocks(ctx, db); err != nil {
 		return fmt.Errorf("delete uploaded blocks: %w", err)
 	}
 	return nil

@@ -230,7 +230,7 @@ func (t *tenantDB) options(g *gate) *tsdb.Options {
 	o.HeadChunksWriteBufferSize = headWriteBufferBytes
 	o.SeriesLifecycleCallback = g
 	o.IsolationDisabled = true
-	o.OutOfOrderTimeWindow = time.Duration(limits.OutOfOrderWindow).Milliseconds()
+	o.OutOfOrderTimeWindow = t.lateWindow(time.Duration(limits.OutOfOrderWindow)).Milliseconds()
 	o.EnableSharding = true
 	o.EnableExemplarStorage = limits.MaxExemplars > 0
 	o.MaxExemplars = int64(limits.MaxExemplars)
@@ -294,6 +294,9 @@ func (t *tenantDB) closeLocked() error {
 		return nil
 	}
 	err := errors.Join(t.meta.save(), closeTSDB(t.db))
+	if err == nil {
+		err = t.dropLateLog()
+	}
 	t.gate.release()
 	t.db, t.gate = nil, nil
 	t.app = appendState{}
@@ -466,9 +469,6 @@ func (t *tenantDB) cutIfDue(ctx context.Context, db *tsdb.DB) error {
 	if now.Before(t.cutDue) && span < 2*blockRange.Milliseconds() {
 		return nil
 	}
-	if err := t.roomToCut(db); err != nil {
-		return err
-	}
 	// Barrier: appends that began before the window was complete have ended when
 	// we hold the lock, and later ones can't reach into it, because the head takes
 	// in order only what is newer than its newest sample minus half a window.
@@ -480,6 +480,9 @@ func (t *tenantDB) cutIfDue(ctx context.Context, db *tsdb.DB) error {
 		return err
 	}
 	defer t.cutting.give()
+	if err := t.roomToCut(db); err != nil {
+		return err
+	}
 	start := t.ing.now()
 	if err := db.Compact(ctx); err != nil {
 		return fmt.Errorf("cut blocks: %w", err)
@@ -540,13 +543,13 @@ func (t *tenantDB) flush(ctx context.Context) error {
 // cutAllHeld holds back appends throughout, since the head takes samples into
 // the very window that is being cut. use is held shared.
 func (t *tenantDB) cutAllHeld(ctx context.Context, db *tsdb.DB) error {
-	if err := t.roomToCut(db); err != nil {
-		return err
-	}
 	if err := t.cutting.take(ctx); err != nil {
 		return err
 	}
 	defer t.cutting.give()
+	if err := t.roomToCut(db); err != nil {
+		return err
+	}
 	if err := t.appending.take(ctx); err != nil {
 		return err
 	}
@@ -582,7 +585,8 @@ func floorTo(t, width int64) int64 {
 }
 
 // roomToCut says whether the disk has room for the blocks that a cut may write,
-// for which the size of the head's files is an upper bound.
+// for which the size of the head's files is an upper bound. cutting or appending is held,
+// by which the head keeps the files it has.
 func (t *tenantDB) roomToCut(db *tsdb.DB) error {
 	return t.ing.disk.check(uint64(max(0, db.Head().Size())), t.ing.caps.series.Load())
 }
