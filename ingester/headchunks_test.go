@@ -11,7 +11,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// pushRounds pushes one sample of each of 100 series per round. A chunk holds 120.
+// pushRounds pushes one sample of each of 100 series per round. A chunk holds 120. The head
+// counts as one whose chunks are worth a file.
 func pushRounds(f *fixture, from, to int) {
 	f.t.Helper()
 	for n := from; n < to; n++ {
@@ -20,6 +21,7 @@ func pushRounds(f *fixture, from, to int) {
 			samples[i] = sample{series: fmt.Sprint(i), at: time.Duration(n) * time.Second, v: float64(n)}
 		}
 		f.push(acme, samples...)
+		f.lookup(acme).chunks.least = 8192
 	}
 }
 
@@ -38,6 +40,22 @@ func TestCompleteChunksAreWrittenOutWithoutWaitingForMaintenance(t *testing.T) {
 	pushRounds(f, 60, 300)
 	require.NotEmpty(t, headChunkFiles(f))
 	require.Len(t, f.stored(acme)["7"], 300)
+}
+
+func TestChunksOfASmallHeadGetAFileWhenItIsClosed(t *testing.T) {
+	f := newFixture(t)
+	f.advance(time.Hour)
+	for n := range 400 {
+		f.push(acme, sample{"a", time.Duration(n) * time.Second, 1}, sample{"b", time.Duration(n) * time.Second, 2})
+	}
+	f.round(acme)
+	require.Empty(t, headChunkFiles(f))
+	require.Len(t, f.afterCrash().stored(acme)["a"], 400)
+	f.restart()
+	require.NotEmpty(t, headChunkFiles(f))
+	require.Len(t, f.stored(acme)["b"], 400)
+	require.NoError(t, f.Flush(context.Background(), acme))
+	require.Empty(t, headChunkFiles(f), "the blocks have it all")
 }
 
 func TestChunksAreNotWrittenOutWhileTheHeadIsCut(t *testing.T) {

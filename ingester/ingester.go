@@ -124,7 +124,9 @@ type Ingester struct {
 	checks  *write.Checks
 	caps    *caps
 	disk    *disk
-	now     func() time.Time
+	// ceilings are the limits of the operating system that tenants share.
+	ceilings []*ceiling
+	now      func() time.Time
 
 	// self is nil outside of a cluster.
 	self atomic.Pointer[self]
@@ -180,6 +182,8 @@ func open(ctx context.Context, cfg Config, deps Deps, now func() time.Time) (*In
 		disk:   newDisk(cfg.Dir),
 		now:    now,
 
+		ceilings: newCeilings(),
+
 		emptying: newTurn(),
 	}
 	// Samples that were taken before are not newer, and those of tenants without a
@@ -195,6 +199,7 @@ func open(ctx context.Context, cfg Config, deps Deps, now func() time.Time) (*In
 	if err != nil {
 		return nil, err
 	}
+	i.warnOfCeilings(ids)
 	deps.Opening.begin(ids)
 	var g errgroup.Group
 	g.SetLimit(runtime.GOMAXPROCS(0))

@@ -34,6 +34,16 @@ func newMetrics(reg prometheus.Registerer, i *Ingester) *metrics {
 		Name: "hundredfold_ingester_tenants",
 		Help: "Tenants with data on this ingester.",
 	}, func() float64 { return float64(len(i.all())) })
+	for _, c := range i.ceilings {
+		f.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: c.usedMetric,
+			Help: "How many " + c.what + " the process has; from 90% of its limit on no new tenants are taken. 0: not known.",
+		}, func() float64 { return float64(c.used()) })
+		f.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: c.limitMetric,
+			Help: "How many " + c.what + " the operating system lets the process have; 0: not known.",
+		}, func() float64 { return float64(c.limit()) })
+	}
 	f.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "hundredfold_ingester_writes_refused_by_disk",
 		Help: "1 while writes are refused because the data directory is full or read-only.",

@@ -52,6 +52,10 @@ func (t *tenantDB) push(ctx context.Context, b *write.Batch, placed *Placed) (wr
 		if result, ok := t.nothingValid(b); ok {
 			return result, nil // Garbage opens no TSDB.
 		}
+		if why := t.ing.refuseNew(t.id); why != nil {
+			t.forgetUnopened()
+			return refused(b, why)
+		}
 		if err := t.open(); err != nil {
 			return write.Result{}, err
 		}

@@ -243,7 +243,7 @@ func (t *tenantDB) options(g *gate) *tsdb.Options {
 	o.EnableSTStorage = true
 	o.EnableHistogramSTEncoding = true
 	// The TSDB's own timer writes chunks out whether or not the disk is full, and
-	// gives up on the process if it is. maintain does its work instead.
+	// gives up on the process if it is. Pushes do its work instead.
 	o.BlockReloadInterval = math.MaxInt64
 	o.BlocksToDelete = t.blocksToDelete
 	o.NewCompactorFunc = t.cutter.open
@@ -361,16 +361,8 @@ func (t *tenantDB) maintain(ctx context.Context) error {
 	return err
 }
 
-// cut writes out what is complete, if the disk has room. use is held shared.
+// cut cuts what is due, if the disk has room. use is held shared.
 func (t *tenantDB) cut(ctx context.Context, db *tsdb.DB, idle bool) error {
-	if err := t.cutting.take(ctx); err != nil {
-		return err
-	}
-	err := t.mapChunks(db)
-	t.cutting.give()
-	if err != nil {
-		return err
-	}
 	if idle && headHasSamples(db) {
 		return t.cutAllHeld(ctx, db)
 	}

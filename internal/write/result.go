@@ -35,6 +35,7 @@ const (
 	// The process protects itself; the same request will succeed later.
 	ReasonInstanceSeriesLimit Reason = "instance_series_limit"
 	ReasonInstanceHeapLimit   Reason = "instance_heap_limit"
+	ReasonInstanceTenantLimit Reason = "instance_tenant_limit"
 )
 
 // Class says what a sender should do about a rejection.
@@ -52,7 +53,7 @@ func (r Reason) Class() Class {
 	switch r {
 	case ReasonTenantSeriesLimit, ReasonTenantGrowthLimit:
 		return ClassLimited
-	case ReasonInstanceSeriesLimit, ReasonInstanceHeapLimit:
+	case ReasonInstanceSeriesLimit, ReasonInstanceHeapLimit, ReasonInstanceTenantLimit:
 		return ClassUnavailable
 	default:
 		return ClassInvalid
