@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/oklog/ulid/v2"
 	"golang.org/x/sys/unix"
 
 	"github.com/hundredfold/hundredfold/internal/tenant"
@@ -194,7 +195,7 @@ func (t *tenantDB) forgetUnopened() {
 		return
 	}
 	defer t.use.Unlock()
-	if t.db == nil && t.openErr == nil && !t.dormant && !t.retired {
+	if t.db == nil && t.openErr == nil && !t.dormant && !t.retired && t.doomed == ulid.Zero {
 		t.retired = true // Who has it still asks for it again.
 		t.ing.forget(t)
 	}

@@ -58,11 +58,12 @@ func (c *cutter) count(series uint64) uint64 {
 
 // reloadBlocks has the TSDB load its blocks anew, and delete those that it is told. It does so
 // only after it has cut or compacted something, so the next plan of its compactor is a
-// compaction of nothing. If the head has a window that is complete, it is left to the cut of
-// that, which is due soon: here it would come too early.
+// compaction of nothing. But a head with a complete window would be cut by that, for which it
+// may be too early, and the disk too full: then nothing is cut from it, up to a time that
+// is before all others when the TSDB adds the 1 that makes it exclusive.
 func (c *cutter) reloadBlocks(ctx context.Context, db *tsdb.DB) error {
 	if head := db.Head(); head.MinTime() != math.MaxInt64 && windowComplete(head) {
-		return nil
+		return db.CompactHead(tsdb.NewRangeHead(head, math.MaxInt64, math.MaxInt64))
 	}
 	c.reload.Store(true)
 	defer c.reload.Store(false)
@@ -103,6 +104,9 @@ func (c *shardingCompactor) Compact(dest string, dirs []string, open []*tsdb.Blo
 
 // Write implements tsdb.Compactor.
 func (c *shardingCompactor) Write(dest string, head tsdb.BlockReader, mint, maxt int64, base *tsdb.BlockMeta) ([]ulid.ULID, error) {
+	if mint == math.MaxInt64 {
+		return nil, nil // See reloadBlocks.
+	}
 	count := c.cutter.count(head.Meta().Stats.NumSeries)
 	if count == 1 {
 		return c.Compactor.Write(dest, head, mint, maxt, base)

@@ -81,10 +81,15 @@ func TestFullDiskIsRelievedOfUploadedBlocks(t *testing.T) {
 	f.advance(10 * time.Hour)
 	f.pushHours(acme, 8*time.Hour)
 	f.round(acme)
-	f.seeAll = true
+	f.push(acme, sample{"a", 10 * time.Hour, 1}) // A cut is due.
+	all := f.stored(acme)["a"]
+	before := f.LocalBlocks(acme)
+	require.Len(t, before, 3)
+	f.seeAll, f.visible[before[1]], f.visible[before[2]] = false, true, true
 	f.disk.statf, f.disk.checked = func(string) (uint64, bool, error) { return 60 << 20, false, nil }, time.Time{}
 	require.ErrorIs(t, f.lookup(acme).maintain(context.Background()), errDisk)
-	require.Len(t, f.LocalBlocks(acme), 1)
+	require.Equal(t, before[:1], f.LocalBlocks(acme))
+	require.Equal(t, slices.Concat(all[:12], all[36:]), f.stored(acme)["a"], "what is in the head is there")
 }
 
 func TestYearsBetweenTwoSamplesDoNotHoldUpACut(t *testing.T) {
