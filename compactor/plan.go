@@ -182,8 +182,9 @@ func (s state) settled() func(start, end int64) bool {
 	newest := int64(math.MinInt64)
 	uncopied := s.uncopied()
 	for _, block := range s.blocks {
-		// A block from the future says nothing about the past.
-		if start := block.Meta.MinTime; start <= now {
+		// A block from the future says nothing about the past, and one of series that left the
+		// memory of an ingester early nothing about how far the others were cut.
+		if start := block.Meta.MinTime; start <= now && !block.Meta.Compaction.FromStaleSeries() {
 			newest = max(newest, start)
 		}
 	}

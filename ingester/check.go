@@ -28,7 +28,7 @@ func (p *pusher) holds(i int) bool {
 	if errors.Is(err, write.ErrNoLabels) {
 		return true
 	}
-	known, gone := p.headLabels(p.entry.ref)
+	known, gone := p.headLabels(p.entry.ref())
 	if err == nil && id == p.entry.id && (gone != nil || labels.Equal(ls, known)) {
 		p.t.ing.checks.Passed()
 		return true
@@ -41,6 +41,6 @@ func (p *pusher) holds(i int) bool {
 		found = gone.Error()
 	}
 	p.t.ing.checks.Failed(p.t.id, sent, found)
-	p.t.app.table.dropRefs([]storage.SeriesRef{p.entry.ref})
+	p.t.app.table.dropRefs([]storage.SeriesRef{p.entry.ref()})
 	return false
 }

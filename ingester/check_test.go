@@ -7,7 +7,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/prometheus/model/labels"
-	"github.com/prometheus/prometheus/storage"
 	"github.com/stretchr/testify/require"
 
 	"github.com/hundredfold/hundredfold/internal/tenant"
@@ -17,15 +16,15 @@ import (
 // identityOf returns the identity of the series of this name.
 func identityOf(name string) write.Identity { return write.NewHasher().Labels(seriesLabels(name)) }
 
-// refOf returns the reference that the table has for a series.
-func (f *fixture) refOf(id tenant.ID, name string) *storage.SeriesRef {
+// entryOf returns what the table has of a series.
+func (f *fixture) entryOf(id tenant.ID, name string) *entry {
 	t, err := f.tenantForPush(id)
 	require.NoError(f.t, err)
 	require.NoError(f.t, t.appending.take(context.Background()))
 	defer t.appending.give()
 	e := t.app.table.find(identityOf(name))
 	require.NotNil(f.t, e)
-	return &e.ref
+	return e
 }
 
 // requireMismatches requires that so many checks found another series.
@@ -47,7 +46,7 @@ func TestSeriesTakenForAnotherIsFoundByItsLabelsBeforeLong(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	f := newFixture(t, func(f *fixture) { f.registry = registry })
 	f.push(acme, sample{"a", 0, 1}, sample{"b", 0, 2})
-	*f.refOf(acme, "a") = *f.refOf(acme, "b")
+	f.entryOf(acme, "a").setRef(f.entryOf(acme, "b").ref())
 	const pushes = 1100
 	for i := range pushes {
 		f.push(acme, sample{"a", time.Duration(i+1) * time.Millisecond, 1})
@@ -66,7 +65,7 @@ func TestLabelsThatComeToAKnownSeriesAreCompared(t *testing.T) {
 	f.push(acme, sample{"a", 0, 1}, sample{"b", 0, 2})
 	f.push(acme, sample{"a", time.Second, 1})
 
-	*f.refOf(acme, "a") = *f.refOf(acme, "b")
+	f.entryOf(acme, "a").setRef(f.entryOf(acme, "b").ref())
 	labelled := stripped(batch(sample{"a", 2 * time.Second, 1}, sample{"b", 2 * time.Second, 2}), 0)
 	result := f.offer(acme, labelled)
 	require.Equal(t, 1, result.Written.Samples)

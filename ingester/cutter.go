@@ -31,6 +31,8 @@ type cutter struct {
 	shards uint64
 	// reload is set while a TSDB is to load its blocks anew.
 	reload atomic.Bool
+	// evicting is not nil while series are evicted.
+	evicting *eviction
 }
 
 // open is the tsdb.NewCompactorFunc of a tenant's TSDB.
@@ -43,7 +45,7 @@ func (c *cutter) open(ctx context.Context, reg prometheus.Registerer, logger *sl
 	if err != nil {
 		return nil, err
 	}
-	return &shardingCompactor{Compactor: whole, ctx: func() context.Context { return ctx }, cutter: c}, nil
+	return evictor{&shardingCompactor{Compactor: whole, ctx: func() context.Context { return ctx }, cutter: c}, c}, nil
 }
 
 // count returns the number of shards for a head with so many series.

@@ -44,11 +44,11 @@ func (p *pusher) seriesExemplars(app storage.Appender, i int) error {
 	}
 	for k := span.Off; k < span.End(); k++ {
 		x := write.Item{Kind: write.KindExemplar, Index: k}
-		if err != nil || p.at().ref == 0 {
+		if err != nil || p.at().ref() == 0 {
 			p.rejectExemplar(i, x, "its series is not stored")
 			continue
 		}
-		_, err := app.AppendExemplar(p.at().ref, p.ls, p.b.Exemplars[k])
+		_, err := app.AppendExemplar(p.at().ref(), p.ls, p.b.Exemplars[k])
 		switch {
 		case err == nil, errors.Is(err, storage.ErrDuplicateExemplar):
 			p.result.Written.Exemplars++

@@ -6,6 +6,7 @@ import (
 )
 
 type metrics struct {
+	evictionMetrics
 	appended            prometheus.Counter
 	refused             *prometheus.CounterVec
 	duplicates          prometheus.Counter
@@ -22,6 +23,7 @@ type metrics struct {
 
 func newMetrics(reg prometheus.Registerer, i *Ingester) *metrics {
 	f := promauto.With(reg)
+	registerActiveSeries(reg, i)
 	f.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "hundredfold_ingester_series",
 		Help: "Series in memory, of all tenants.",
@@ -63,6 +65,7 @@ func newMetrics(reg prometheus.Registerer, i *Ingester) *metrics {
 		return 0
 	})
 	return &metrics{
+		evictionMetrics: newEvictionMetrics(f),
 		unknown: f.NewCounter(prometheus.CounterOpts{
 			Name: "hundredfold_ingester_unknown_series_total",
 			Help: "Series that distributors sent by their identity alone and had to send again with their labels.",

@@ -29,7 +29,9 @@ type appendState struct {
 	turn    write.CheckTurn
 	scratch labels.ScratchBuilder
 	late    []lateSample
-	warmed  uint64 // the sum of what table.warm read, so that it is read
+	// evicting is told what is appended while series are evicted; nil: none are.
+	evicting *eviction
+	warmed   uint64 // the sum of what table.warm read, so that it is read
 }
 
 func newAppendState() appendState {
@@ -117,6 +119,8 @@ func (t *tenantDB) appendInTurn(ctx context.Context, db *tsdb.DB, b *write.Batch
 	p := pusher{t: t, db: db, b: b, limits: t.ing.deps.Limits(t.id), maxT: t.ing.now().Add(maxAhead).UnixMilli()}
 	p.some, _ = b.Source.(write.PartialSource)
 	t.app.refused.Under(p.limits)
+	p.clock = db.Head().MaxTime()
+	p.now = minuteOf(p.clock)
 	p.setBounds()
 	return p.run()
 }
@@ -151,8 +155,10 @@ type pusher struct {
 	b      *write.Batch
 	some   write.PartialSource // b's source, if it has labels of some series only
 	limits tenant.Limits
-	minT   int64 // samples before are too old
-	maxT   int64 // samples after are in the future
+	minT   int64  // samples before are too old
+	maxT   int64  // samples after are in the future
+	clock  int64  // the time of the head's newest sample
+	now    minute // the same
 	app    storage.AppenderV2
 	result write.Result
 	// comparing is set in the pass that compares late samples with what is stored.
@@ -308,9 +314,9 @@ func (p *pusher) find(i int) error {
 	if p.entry = p.t.app.table.find(id); p.entry != nil {
 		return nil
 	}
-	p.fresh = entry{id: id}
-	p.fresh.ref, p.fresh.lastT = p.sight(ls)
-	if p.fresh.ref != 0 {
+	ref, lastT := p.sight(ls)
+	p.fresh = newEntry(id, ref, lastT)
+	if ref != 0 {
 		p.entry = p.t.app.table.insert(p.fresh)
 	}
 	return nil
@@ -357,12 +363,12 @@ func (p *pusher) append(i int, k uint32, st, t int64, v float64, h *histogram.Hi
 		return nil
 	}
 	e := p.at()
-	if e.ref == 0 {
+	if e.ref() == 0 {
 		if err := p.resolve(i); err != nil {
 			return p.rejectErr(i, item(k, h, fh), err)
 		}
 	}
-	ref, err := p.app.Append(e.ref, p.ls, st, t, v, h, fh, storage.AOptions{})
+	ref, err := p.app.Append(e.ref(), p.ls, st, t, v, h, fh, storage.AOptions{})
 	if err != nil && p.ls.IsEmpty() && errors.Is(err, tsdb.ErrInvalidSample) {
 		// The head has dropped the series since; its labels bring it back.
 		if err := p.resolve(i); err != nil {
@@ -383,7 +389,14 @@ func (p *pusher) append(i int, k uint32, st, t int64, v float64, h *histogram.Hi
 	if err := p.t.refs.reserve(ref); err != nil {
 		return err
 	}
-	e.ref, e.lastT = ref, max(e.lastT, t)
+	if t > p.clock {
+		p.clock, p.now = t, minuteOf(t)
+	}
+	if p.t.app.evicting != nil {
+		p.t.app.evicting.touch(ref, t)
+	}
+	e.setRef(ref)
+	e.appended(t, (point{v: v, int: h, float: fh}).stale(), p.now)
 	if p.entry == nil {
 		p.entry = p.t.app.table.insert(p.fresh)
 	}

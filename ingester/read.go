@@ -24,6 +24,16 @@ func (t *tenantDB) acquire() (db *tsdb.DB, release func(), err error) {
 	return t.db, sync.OnceFunc(t.use.RUnlock), nil
 }
 
+// reading begins a read, before the head is opened for it. What is returned ends it, after
+// the head was closed, and calls release.
+func (t *tenantDB) reading(release func()) func() {
+	t.readers.enter()
+	return sync.OnceFunc(func() {
+		t.readers.leave()
+		release()
+	})
+}
+
 func (t *tenantDB) querier(mint, maxt int64) (storage.Querier, error) {
 	db, release, err := t.acquire()
 	if errors.Is(err, errClosed) {
@@ -32,6 +42,7 @@ func (t *tenantDB) querier(mint, maxt int64) (storage.Querier, error) {
 	if err != nil {
 		return nil, err
 	}
+	release = t.reading(release)
 	q, err := db.Querier(mint, maxt)
 	if err != nil {
 		release()
@@ -48,6 +59,7 @@ func (t *tenantDB) chunkQuerier(mint, maxt int64) (storage.ChunkQuerier, error) 
 	if err != nil {
 		return nil, err
 	}
+	release = t.reading(release)
 	q, err := db.ChunkQuerier(mint, maxt)
 	if err != nil {
 		release()

@@ -103,7 +103,7 @@ func (r *recalling) add(refs []storage.SeriesRef) (err error) {
 		} else if err != nil {
 			return err
 		}
-		e := entry{id: hasher.Labels(scratch.Labels()), ref: ref, lastT: r.elsewhere}
+		e := newEntry(hasher.Labels(scratch.Labels()), ref, r.elsewhere)
 		if newest, err := reader.newest(); err == nil {
 			e.lastT = max(e.lastT, newest)
 		} else {

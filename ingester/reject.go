@@ -107,7 +107,7 @@ func (p *pusher) reject(i int, x write.Item, reason write.Reason, detail func() 
 func (p *pusher) labelsOf(i int) (labels.Labels, error) {
 	ls, _, err := p.b.Resolve(i, p.limits, &p.t.app.scratch, p.t.app.hasher)
 	if errors.Is(err, write.ErrNoLabels) {
-		return p.headLabels(p.at().ref)
+		return p.headLabels(p.at().ref())
 	}
 	return ls, err
 }

@@ -154,7 +154,7 @@ func (p *pusher) lateSample(late lateSample, appended map[seriesTime]point) erro
 
 // stored returns the sample of the series at hand at time t, if there is one.
 func (p *pusher) stored(t int64) (point, bool, error) {
-	if ref := p.at().ref; ref != 0 {
+	if ref := p.at().ref(); ref != 0 {
 		pt, ok, err := p.storedInOrder(ref, t)
 		if ok || err != nil {
 			return pt, ok, err

@@ -10,11 +10,52 @@ import (
 
 // entry is what the table knows of a series.
 type entry struct {
-	id  write.Identity
-	ref storage.SeriesRef // of the head this table belongs to; 0: not created yet
+	id write.Identity
 	// lastT is not before the time of any sample of the series that is stored
 	// here, in milliseconds. Samples at or before it may be stored already.
 	lastT int64
+	// The reference in the head this table belongs to, in the 40 bits that the TSDB's
+	// references have.
+	refLow  uint32
+	refHigh uint8
+	state   entryState
+	seen    minute // when the series got its last sample here; see entryState
+}
+
+// entryState says more about a series.
+type entryState uint8
+
+const (
+	// ended: the newest sample of the series is a stale marker.
+	ended entryState = 1 << iota
+	// guessed: the series has got no sample here, since it became known, that seen tells of.
+	guessed
+)
+
+func newEntry(id write.Identity, ref storage.SeriesRef, lastT int64) entry {
+	e := entry{id: id, lastT: lastT, state: guessed}
+	e.setRef(ref)
+	return e
+}
+
+// ref returns the reference of the series; 0: it is not created yet.
+func (e *entry) ref() storage.SeriesRef {
+	return storage.SeriesRef(e.refHigh)<<32 | storage.SeriesRef(e.refLow)
+}
+
+func (e *entry) setRef(ref storage.SeriesRef) { e.refLow, e.refHigh = uint32(ref), uint8(ref>>32) }
+
+// appended notes a sample of time t that was appended at now.
+func (e *entry) appended(t int64, stale bool, now minute) {
+	e.seen = now
+	if t < e.lastT {
+		e.state &^= guessed
+		return
+	}
+	e.lastT, e.state = t, 0
+	if stale {
+		e.state = ended
+	}
 }
 
 // table maps identities to the references of one head. It is an open-addressed
@@ -148,10 +189,22 @@ func (t *table) drop(gone func(*entry) bool) {
 	}
 }
 
-// dropBefore forgets the series without a sample at or after mint. A forgotten
-// series is found again by its labels.
-func (t *table) dropBefore(mint int64) {
-	t.drop(func(e *entry) bool { return e.lastT < mint })
+// each calls f with the entries of one segment.
+func (s *segment) each(f func(*entry)) {
+	for i := range s.entries {
+		if e := &s.entries[i]; !e.id.IsZero() {
+			f(e)
+		}
+	}
+}
+
+// forgetOld forgets the series that a head has dropped, whose oldest sample is of oldest now.
+// Those whose samples come late stay as long as any is taken, since all samples of one that is
+// found again are compared with what is stored.
+func (t *table) forgetOld(oldest, oldestLate int64, now minute) {
+	t.drop(func(e *entry) bool {
+		return e.lastT < min(oldest, oldestLate) || e.lastT < oldest && now.since(e.seen) >= activeFor
+	})
 }
 
 // dropRefs forgets the series with these references, which the head has dropped.
@@ -161,7 +214,7 @@ func (t *table) dropRefs(refs []storage.SeriesRef) {
 		gone[ref] = struct{}{}
 	}
 	t.drop(func(e *entry) bool {
-		_, ok := gone[e.ref]
+		_, ok := gone[e.ref()]
 		return ok
 	})
 }

@@ -28,7 +28,7 @@ func TestTableAgreesWithAMap(t *testing.T) {
 		tab.insert(entry{id: id, lastT: int64(len(twin))})
 		twin[id] = int64(len(twin))
 		if rng.IntN(1000) == 0 {
-			tab.dropBefore(500)
+			tab.forgetOld(500, 500, 1)
 			for id, last := range twin {
 				if last < 500 {
 					delete(twin, id)
@@ -49,7 +49,7 @@ func randomTable(n int) (*table, [][]write.Series) {
 	series := make([]write.Series, n)
 	for i := range series {
 		series[i].ID = write.Identity{Hi: rng.Uint64(), Lo: rng.Uint64()}
-		tab.insert(entry{id: series[i].ID, ref: storage.SeriesRef(i)})
+		tab.insert(newEntry(series[i].ID, storage.SeriesRef(i), 0))
 	}
 	rng.Shuffle(n, func(i, j int) { series[i], series[j] = series[j], series[i] })
 	var batches [][]write.Series

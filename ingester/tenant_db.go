@@ -95,12 +95,15 @@ type tenantDB struct {
 	retiring atomic.Bool
 
 	lastPush atomic.Int64 // Unix nanoseconds
+	active   atomic.Int64 // series, when they were counted last
 
-	cutter cutter
+	cutter  cutter
+	readers readers
 
 	// working is held by whoever cuts, uploads and deletes blocks.
-	working sync.Mutex
-	cutDue  time.Time // when the pending cut is due; guarded by working
+	working   sync.Mutex
+	cutDue    time.Time // when the pending cut is due; guarded by working
+	evictions evictions // guarded by working
 }
 
 // open opens the TSDB. It fails fast while an earlier failure is recent.
@@ -300,6 +303,7 @@ func (t *tenantDB) closeLocked() error {
 	t.gate.release()
 	t.db, t.gate = nil, nil
 	t.app = appendState{}
+	t.active.Store(0)
 	if err != nil {
 		return fmt.Errorf("close the TSDB of tenant %s: %w", t.id, err)
 	}
@@ -353,7 +357,7 @@ func (t *tenantDB) maintain(ctx context.Context) error {
 	idle := t.ing.now().Sub(time.Unix(0, t.lastPush.Load())) >= t.ing.cfg.IdleTimeout
 	t.retiring.Store(idle)
 	// What relieves the disk goes on when it is full: uploads and deletions.
-	err = errors.Join(t.cut(ctx, db, idle), t.shipSome(ctx, db), t.meta.save(), t.lookAtIndex(ctx, db), t.deleteShipped(ctx, db), t.tidyPlacements(db))
+	err = errors.Join(t.cut(ctx, db, idle), t.lookAtSeries(ctx, db), t.shipSome(ctx, db), t.meta.save(), t.lookAtIndex(ctx, db), t.deleteShipped(ctx, db), t.tidyPlacements(db))
 	release()
 	if err == nil && idle {
 		err = t.retire()
@@ -495,7 +499,7 @@ func (t *tenantDB) forgetOld(ctx context.Context, db *tsdb.DB) error {
 		return err
 	}
 	defer t.appending.give()
-	t.app.table.dropBefore(min(db.Head().MinTime(), t.oldestLate(db)))
+	t.app.table.forgetOld(db.Head().MinTime(), t.oldestLate(db), minuteOf(db.Head().MaxTime()))
 	return nil
 }
 

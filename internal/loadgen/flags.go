@@ -27,6 +27,7 @@ func newStreamFlags(flags *flag.FlagSet, cfg *Config) *streamFlags {
 	flags.StringVar(&s.end, "end", "", "end of --span, as RFC 3339 or Unix seconds (default: now)")
 	flags.Float64Var(&cfg.Rate, "rate", 0, "samples per second of --span; 0: as fast as accepted")
 	flags.Float64Var(&cfg.Churn, "churn", 0, "`share` of the series that is replaced per hour")
+	flags.BoolVar(&cfg.Unmarked, "unmarked", false, "series that --churn replaces just stop, without a stale marker")
 	flags.IntVar(&s.protocol, "protocol", s.protocol, "remote write `1|2`")
 	flags.StringVar(&s.histograms, "histograms", "0", "native histograms among the series: a share below 1, or a count")
 	flags.IntVar(&cfg.Tenants, "tenants", 0, "tenants, sent as X-Scope-OrgID: loadgen-0 and so on; 0: no header")

@@ -70,6 +70,9 @@ type Config struct {
 	SamplesPerRequest int
 	// Timeout bounds one attempt of a request.
 	Timeout time.Duration
+	// Unmarked has series that are replaced just stop, without the stale marker by which a
+	// Prometheus ends those of a target that is gone.
+	Unmarked bool
 	// Processes are the receiver's, to account CPU time and memory of.
 	Processes []int
 	// Progress is how often a line about the run is logged; 0: never.

@@ -74,6 +74,16 @@ func TestEverythingSentIsFoundAgain(t *testing.T) {
 	}
 }
 
+func TestSeriesThatAreReplacedMayJustStop(t *testing.T) {
+	r := &receiver{}
+	cfg := small(r.start(t))
+	cfg.Unmarked = true
+	report, verified := runAndVerify(t, cfg)
+	require.Equal(t, report.Acknowledged, verified.Acknowledged, "there are no stale markers")
+	require.Zero(t, verified.Ended)
+	require.True(t, verified.Clean())
+}
+
 func TestVerifyFindsALostSample(t *testing.T) {
 	r := &receiver{}
 	var dropped atomic.Bool

@@ -134,12 +134,15 @@ func pause(ctx context.Context, d time.Duration) error {
 }
 
 // scrape adds the samples of all series of the pod at tick k. If the pod has been
-// replaced since the tick before, stale markers end the series of the old one.
+// replaced since the tick before, stale markers end the series of the old one, unless the
+// run has none.
 func (s *sender) scrape(ctx context.Context, pod int, k int64) error {
 	w, state := s.g.world, s.pods[pod]
 	var ended *instance
 	if generation := w.generation(pod, k); state.in == nil || state.generation != generation {
-		ended = state.in
+		if !s.g.cfg.Unmarked {
+			ended = state.in
+		}
 		state.in, state.generation = w.instance(pod, generation), generation
 	}
 	at := Cursor{Tick: k, Position: s.g.plan.places[pod].position}
