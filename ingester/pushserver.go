@@ -86,8 +86,8 @@ type pushBatch struct {
 // out of order; they are decoded side by side all the same. Those of different
 // tenants do not wait for each other.
 //
-// Requests that wait are not merged into one commit: that was measured, and a commit
-// costs 6 µs, which is nothing against the samples of an ordinary request.
+// Requests that wait are not merged into one commit: that would spare 4% of what requests
+// of 100 samples cost, and nothing of larger ones (ADR 027).
 func (s *pushServer) Push(stream grpc.BidiStreamingServer[ingestv1.PushRequest, ingestv1.PushResponse]) error {
 	p := &pushStream{
 		server: s, stream: stream,
