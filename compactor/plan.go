@@ -75,8 +75,9 @@ type mark struct {
 //   - A marked block is deleted once the delay has passed. One marked as compacted
 //     is first looked at again: if the block that superseded it is gone or damaged,
 //     the mark is taken off and the block is compacted anew. So no sequence of
-//     failures deletes the last copy of a sample. For the same reason a block that is beyond
-//     the quota is deleted after what it supersedes, which would come back otherwise.
+//     failures deletes the last copy of a sample. A block that is beyond the quota is deleted
+//     after what it supersedes, or will supersede together with the result of a compaction:
+//     that would come back otherwise.
 //   - The other blocks are merged within aligned ranges of 24 h, 12 h and 2 h: all
 //     blocks in the largest range that has settled at once. Within 2 h there are
 //     several blocks only if they overlap or a head was cut early. What is too large
@@ -148,7 +149,23 @@ func plan(s state) actions {
 		m.plan(candidates[key], []time.Duration{24 * time.Hour, 12 * time.Hour, 2 * time.Hour})
 	}
 	todo.compactions = m.jobs
+	todo.deletions = slices.DeleteFunc(todo.deletions, func(id ulid.ULID) bool {
+		block := view[id]
+		return block.Deletion.Reason == blockstore.DeletionQuota && restores(&block, todo.compactions)
+	})
 	return todo
+}
+
+// restores tells whether a compaction reads what a block was made of. Its sources may be
+// superseded by its result and the block together, and come back without the block.
+func restores(block *blockstore.Block, compactions []compaction) bool {
+	return slices.ContainsFunc(compactions, func(job compaction) bool {
+		return slices.ContainsFunc(job.blocks, func(input blockstore.Block) bool {
+			return slices.ContainsFunc(blockstore.Sources(input.Meta), func(source ulid.ULID) bool {
+				return slices.Contains(blockstore.Sources(block.Meta), source)
+			})
+		})
+	})
 }
 
 // fate returns why a block must go, whatever other blocks there are; "" if it need not.

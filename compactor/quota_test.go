@@ -58,6 +58,29 @@ func TestABlockBeyondTheQuotaIsDeletedAfterWhatItWasMadeOf(t *testing.T) {
 	require.Empty(t, w.blocks)
 }
 
+func TestABlockBeyondTheQuotaIsDeletedAfterACompactionThatReadsWhatItWasMadeOf(t *testing.T) {
+	w := newWorld()
+	whole, parts := w.split(2)
+	block := w.blocks[whole]
+	block.Meta.Stats.NumSeries, block.Meta.Stats.NumChunks = blockstore.MaxSeries+1, blockstore.MaxSeries+1
+	w.blocks[whole] = block
+	w.damage(parts[0])
+	w.now = time.UnixMilli(10 * day)
+	w.mark(mark{block: parts[1], reason: blockstore.DeletionQuota})
+	w.over = map[ulid.ULID]struct{}{parts[1]: {}}
+	w.now = w.now.Add(w.deletionDelay)
+	require.Len(t, plan(w.state).compactions, 1, "of the shard that is damaged")
+	for range 4 {
+		w.apply(plan(w.state))
+		require.NotContains(t, visibleOf(w.blocks), whole)
+		w.now = w.now.Add(w.deletionDelay)
+	}
+	require.NotContains(t, w.blocks, whole)
+	for _, block := range w.blocks {
+		require.Zero(t, block.Shard().Index, "what the quota has taken away does not come again")
+	}
+}
+
 func TestSamplesCountOnceForTheQuotaWhileTheirBlockIsBeingSplit(t *testing.T) {
 	w := newWorld()
 	whole, parts := w.split(1)
