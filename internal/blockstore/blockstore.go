@@ -141,7 +141,7 @@ func open(cfg Config, filesystem func(dir string) (*Filesystem, error), label st
 
 // New returns a Store over bucket. Objects are read in place and linked instead
 // of copied only if bucket itself is a *Filesystem, so that a decorator around one
-// sees every access.
+// sees every access. Requests to any other bucket are given up when it hangs.
 func New(bucket objstore.Bucket, logger *slog.Logger) *Store {
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
@@ -149,6 +149,8 @@ func New(bucket objstore.Bucket, logger *slog.Logger) *Store {
 	s := &Store{bucket: bucket, logger: logger}
 	if local, ok := bucket.(localBucket); ok {
 		s.local = local
+	} else {
+		s.bucket = bounded{bucket}
 	}
 	s.mu.known = make(map[tenant.ID]map[ulid.ULID]Block)
 	s.mu.deletions = make(map[deletionName]*ActiveDeletion)
