@@ -3,7 +3,8 @@
 // a request, so that an attempt leaves a line as well, and no handler has to remember to
 // write one.
 //
-// It does not see requests with a wrong password, which the HTTP server turns away before.
+// It does not see requests with a wrong password, which the HTTP server turns away, counts
+// and logs before.
 package audit
 
 import (
@@ -31,7 +32,7 @@ func Handler(log *slog.Logger, tenantOf func(*http.Request) string, next http.Ha
 			return
 		}
 		// Taken before anybody changes r.
-		args := []any{"by", clip(Who(r)), "act", clip(r.Method + " " + r.URL.Path)}
+		args := []any{"by", Who(r), "act", clip(r.Method + " " + r.URL.Path)}
 		if tenantOf != nil {
 			args = append(args, "tenant", clip(tenantOf(r)))
 		}
@@ -57,8 +58,8 @@ func Note(ctx context.Context, args ...any) {
 	}
 }
 
-// Who names who sent a request: from where, by password, by certificate. A user is proven
-// only where the HTTP server asks for passwords.
+// Who names who sent a request: from where, by password, by certificate; of what is long, the
+// beginning. A user is proven only where the HTTP server asks for passwords.
 func Who(r *http.Request) string {
 	parts := []string{r.RemoteAddr}
 	if user, _, ok := r.BasicAuth(); ok {
@@ -67,7 +68,7 @@ func Who(r *http.Request) string {
 	if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
 		parts = append(parts, "certificate "+r.TLS.PeerCertificates[0].Subject.String())
 	}
-	return strings.Join(parts, ", ")
+	return clip(strings.Join(parts, ", "))
 }
 
 type entryKey struct{}

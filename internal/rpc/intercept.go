@@ -12,6 +12,8 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
+
+	"github.com/hundredfold/hundredfold/internal/sparse"
 )
 
 // healthPrefix begins the methods that probes may call: they know no cluster.
@@ -22,7 +24,7 @@ type guard struct {
 	cluster  string
 	logger   *slog.Logger
 	metrics  *serverMetrics
-	foreign  sparse // of logs of calls of other clusters
+	foreign  sparse.Lines // of logs of calls of other clusters
 	stopping <-chan struct{}
 }
 
@@ -89,7 +91,7 @@ func (g *guard) admit(ctx context.Context, method string) error {
 	}
 	theirs := strings.Join(names, ", ")
 	g.metrics.foreign.Inc()
-	if unsaid, ok := g.foreign.allow(); ok {
+	if unsaid, ok := g.foreign.Allow(); ok {
 		g.logger.Warn("A node of another cluster called and was refused. Correct its cluster.name, or where it looks for peers.",
 			"peer", address(ctx), "its_cluster", theirs, "this_cluster", g.cluster, "method", method, "not_logged", unsaid)
 	}

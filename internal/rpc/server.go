@@ -15,6 +15,8 @@ import (
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
+
+	"github.com/hundredfold/hundredfold/internal/sparse"
 )
 
 // Server serves gRPC to the peers of a cluster. Services are added to Registrar
@@ -131,8 +133,8 @@ type witness struct {
 	security *Security
 	logger   *slog.Logger
 	failures prometheus.Counter
-	refused  *sparse // of logs of failures
-	broken   *sparse // of logs of files that cannot be loaded
+	refused  *sparse.Lines // of logs of failures
+	broken   *sparse.Lines // of logs of files that cannot be loaded
 }
 
 func newWitness(security *Security, logger *slog.Logger, failures prometheus.Counter) *witness {
@@ -141,8 +143,8 @@ func newWitness(security *Security, logger *slog.Logger, failures prometheus.Cou
 		security:             security,
 		logger:               logger,
 		failures:             failures,
-		refused:              &sparse{},
-		broken:               &sparse{},
+		refused:              &sparse.Lines{},
+		broken:               &sparse.Lines{},
 	}
 }
 
@@ -155,7 +157,7 @@ func (w *witness) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo,
 	// Who connects and leaves without a word, as probes of ports do, tries nothing.
 	if err != nil && !errors.Is(err, io.EOF) {
 		w.failures.Inc()
-		if unsaid, ok := w.refused.allow(); ok {
+		if unsaid, ok := w.refused.Allow(); ok {
 			w.logger.Warn("A connection was refused: the other side could not prove that it is a peer. If it is one, its cluster.secret_file or grpc.tls differs from this node's.",
 				"peer", raw.RemoteAddr().String(), "err", err, "protected_by", w.security.String(), "not_logged", unsaid)
 		}
@@ -168,7 +170,7 @@ func (w *witness) reportFiles() {
 	if fault == nil {
 		return
 	}
-	if unsaid, ok := w.broken.allow(); ok {
+	if unsaid, ok := w.broken.Allow(); ok {
 		w.logger.Error("The certificates of grpc.tls cannot be loaded; those loaded before stay in force.", "err", fault, "not_logged", unsaid)
 	}
 }

@@ -3,10 +3,29 @@ package server
 import (
 	"log/slog"
 	"net"
+	"strings"
 	"sync"
 )
 
 func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+// lines is what was logged. It is safe for concurrent use.
+type lines struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
 
 // oneConn is a listener that accepts one connection.
 type oneConn struct {

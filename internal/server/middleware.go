@@ -16,6 +16,7 @@ type metrics struct {
 	duration *prometheus.HistogramVec
 	inFlight prometheus.Gauge
 	panics   prometheus.Counter
+	refused  *prometheus.CounterVec
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -38,6 +39,10 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "hundredfold_http_panics_total",
 			Help: "Handlers that panicked. Each is a bug; its stack is in the log.",
 		}),
+		refused: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "hundredfold_http_refused_total",
+			Help: "What http.web_config_file has turned away before any route, by reason: wrong_password (or user), no_password, handshake (of TLS: no certificate, or one that is not accepted), rate (of requests), configuration (the file cannot be read).",
+		}, []string{"reason"}),
 	}
 }
 
@@ -46,7 +51,11 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 func (s *Server) instrument(mux *http.ServeMux) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start := time.Now()
-		rec := &recorder{ResponseWriter: w}
+		rec, watched := w.(*recorder) // See admit.
+		if !watched {
+			rec = &recorder{ResponseWriter: w}
+		}
+		rec.admitted = true
 		s.metrics.inFlight.Inc()
 		defer func() {
 			s.metrics.inFlight.Dec()
@@ -99,6 +108,8 @@ func routeOf(pattern string) string {
 type recorder struct {
 	http.ResponseWriter
 	status int
+	// admitted says that the request has come to our handlers.
+	admitted bool
 }
 
 func (r *recorder) WriteHeader(status int) {

@@ -20,6 +20,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/prometheus/exporter-toolkit/web"
+
+	"github.com/hundredfold/hundredfold/internal/sparse"
 )
 
 const (
@@ -76,6 +78,8 @@ type Server struct {
 	readiness *Readiness
 	listener  net.Listener
 	mux       *http.ServeMux
+
+	refused sparse.Lines // of logs of what is turned away
 }
 
 // Open checks that cfg may be served under auth, listens, and adds the routes
@@ -146,8 +150,15 @@ func (s *Server) Run(ctx context.Context) error {
 		ReadTimeout:       readTimeout,
 		WriteTimeout:      writeTimeout,
 		IdleTimeout:       idleTimeout,
-		ErrorLog:          slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug),
-		BaseContext:       func(net.Listener) context.Context { return base },
+		ErrorLog:          slog.NewLogLogger(errorLog{s}, slog.LevelDebug),
+	}
+	srv.BaseContext = func(net.Listener) context.Context {
+		// The library has put its handler in the place of ours by now, and no connection
+		// has been accepted.
+		if s.cfg.WebConfigFile != "" {
+			srv.Handler = s.admit(srv.Handler)
+		}
+		return base
 	}
 	served := make(chan error, 1)
 	go func() {

@@ -11,11 +11,13 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/big"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -42,6 +44,18 @@ func start(t testing.TB, cfg Config, auth Auth, routes map[string]http.Handler) 
 	t.Helper()
 	s, err := Open(cfg, auth, NewReadiness(), nil, prometheus.NewRegistry())
 	require.NoError(t, err)
+	return run(t, s, routes)
+}
+
+func startLogging(t testing.TB, cfg Config, logger *slog.Logger) *started {
+	t.Helper()
+	s, err := Open(cfg, DefaultAuth(), NewReadiness(), logger, prometheus.NewRegistry())
+	require.NoError(t, err)
+	return run(t, s, nil)
+}
+
+func run(t testing.TB, s *Server, routes map[string]http.Handler) *started {
+	t.Helper()
 	for pattern, h := range routes {
 		s.Handle(pattern, h)
 	}
@@ -308,6 +322,59 @@ func TestWebConfigFileBringsTLSAndPasswords(t *testing.T) {
 	code, body := s.get(t, "/metrics")
 	require.Equal(t, http.StatusOK, code)
 	require.Contains(t, body, "hundredfold_http_requests_in_flight 1")
+}
+
+func TestWhatIsTurnedAwayIsCountedAndLoggedWithoutThePassword(t *testing.T) {
+	hash, err := bcrypt.GenerateFromPassword([]byte("secret"), bcrypt.MinCost)
+	require.NoError(t, err)
+	path := filepath.Join(t.TempDir(), "web.yml")
+	require.NoError(t, os.WriteFile(path, fmt.Appendf(nil, "basic_auth_users: {alice: %s}\n", hash), 0o600))
+	logged := &lines{}
+	s := startLogging(t, Config{ListenAddress: "127.0.0.1:0", WebConfigFile: path}, slog.New(slog.NewJSONHandler(logged, nil)))
+	ask := func(user, password string) int {
+		t.Helper()
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.url+"/prometheus/metrics", nil)
+		require.NoError(t, err)
+		if user != "" {
+			r.SetBasicAuth(user, password)
+		}
+		resp, err := s.client.Do(r)
+		require.NoError(t, err)
+		defer resp.Body.Close()
+		_, err = io.Copy(io.Discard, resp.Body)
+		require.NoError(t, err)
+		return resp.StatusCode
+	}
+	require.Equal(t, http.StatusOK, ask("alice", "secret"))
+	require.Equal(t, http.StatusUnauthorized, ask("", ""))
+	require.Equal(t, http.StatusUnauthorized, ask("alice", "guessed"))
+	require.Equal(t, http.StatusUnauthorized, ask("mallory", "guessed"))
+	require.NoError(t, s.stop())
+
+	require.EqualValues(t, 1, testutil.ToFloat64(s.metrics.refused.WithLabelValues("no_password")))
+	require.EqualValues(t, 2, testutil.ToFloat64(s.metrics.refused.WithLabelValues("wrong_password")))
+	require.EqualValues(t, 1, testutil.ToFloat64(s.metrics.requests.WithLabelValues("/metrics", "200")))
+	text := logged.String()
+	require.Equal(t, 1, strings.Count(text, "could not prove who they are"), "one line in a while: %s", text)
+	require.Regexp(t, `"by":"127\.0\.0\.1:[0-9]+, user alice"`, text)
+	require.Contains(t, text, `"act":"GET /prometheus/metrics"`)
+	require.NotContains(t, text, "guessed")
+}
+
+func TestAConnectionWithoutACertificateThatIsAskedForIsCountedAndLogged(t *testing.T) {
+	dir := t.TempDir()
+	cert, key := selfSigned(t, dir)
+	path := filepath.Join(dir, "web.yml")
+	require.NoError(t, os.WriteFile(path, fmt.Appendf(nil,
+		"tls_server_config: {cert_file: %s, key_file: %s, client_auth_type: RequireAndVerifyClientCert, client_ca_file: %s}\n", cert, key, cert), 0o600))
+	logged := &lines{}
+	s := startLogging(t, Config{ListenAddress: "127.0.0.1:0", WebConfigFile: path}, slog.New(slog.NewJSONHandler(logged, nil)))
+	s.client.Transport = &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
+	_, err := s.client.Get("https://" + s.Address() + "/metrics")
+	require.Error(t, err)
+	require.NoError(t, s.stop())
+	require.EqualValues(t, 1, testutil.ToFloat64(s.metrics.refused.WithLabelValues("handshake")))
+	require.Regexp(t, `"by":"127\.0\.0\.1:[0-9]+: tls: client didn't provide a certificate"`, logged.String())
 }
 
 func TestConfigurationFaultsAreAllReported(t *testing.T) {

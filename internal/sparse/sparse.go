@@ -1,30 +1,32 @@
-package rpc
+// Package sparse thins out lines of the log that others cause: a misconfigured node tries
+// several times a second, and who guesses passwords a thousand times. What is not logged is
+// counted. It does not log.
+package sparse
 
 import (
 	"sync"
 	"time"
 )
 
-// sparseInterval is how often the same thing is worth a line: a misconfigured node
-// tries several times a second.
-const sparseInterval = 10 * time.Second
+// Interval is how often the same thing is worth a line.
+const Interval = 10 * time.Second
 
-// sparse thins out log lines. Safe for concurrent use.
-type sparse struct {
+// Lines are lines of one kind. The zero value is ready. It is safe for concurrent use.
+type Lines struct {
 	mu     sync.Mutex
 	last   time.Time
 	unsaid int
 }
 
-// allow reports whether a line may be written, and how many were not since the last.
-func (s *sparse) allow() (unsaid int, ok bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+// Allow reports whether a line may be written, and how many were not since the last.
+func (l *Lines) Allow() (unsaid int, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	now := time.Now()
-	if !s.last.IsZero() && now.Sub(s.last) < sparseInterval {
-		s.unsaid++
+	if !l.last.IsZero() && now.Sub(l.last) < Interval {
+		l.unsaid++
 		return 0, false
 	}
-	unsaid, s.unsaid, s.last = s.unsaid, 0, now
+	unsaid, l.unsaid, l.last = l.unsaid, 0, now
 	return unsaid, true
 }
