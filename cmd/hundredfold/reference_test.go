@@ -136,8 +136,10 @@ directory in which the process runs.
 `)
 	writeFlagTable(&b)
 	b.WriteString(`
-The environment variables ` + "`GOGC` and `GOMEMLIMIT`" + ` are respected. Without them the heap may
-fill 90 % of the memory that the cgroup allows.
+The environment variables ` + "`GOGC` and `GOMEMLIMIT`" + ` are respected. Without ` + "`GOMEMLIMIT`" + ` the heap
+may fill 90 % of the memory that the cgroup allows. Without ` + "`GOGC`" + ` garbage is collected when the heap
+has grown by 20 %, or by 24 MiB if that is more, but at most by 75 %, in a process with an ingester, and
+by 75 % in others ([ADR 022](adr/022-memory-of-a-series.md) says what that costs and saves).
 
 ## Reloading
 
