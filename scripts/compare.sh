@@ -4,8 +4,9 @@
 # with TARGETS, which are NAME,URL,PID[,PID...] with spaces between. Without TARGETS, or
 # with PROMETHEUS=1, it also starts .bin/prometheus.
 #
-# SERIES, SPAN, ROUNDS, SETTLE, PROTOCOL and SENDERS change the load. REVERSE=1 begins with
-# the last receiver.
+# SERIES, SPAN, END, ROUNDS, SETTLE, PROTOCOL and SENDERS change the load. END is the end of the
+# last round, the last odd hour if it is not given, so that memory does not depend on the time
+# of the run. REVERSE=1 begins with the last receiver.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/lib.sh
@@ -52,7 +53,7 @@ if [ -z "${TARGETS:-}" ] || [ "${PROMETHEUS:-0}" = 1 ]; then
 		--web.enable-remote-write-receiver
 fi
 
-compare=(.bin/hundredfold compare "${targets[@]}" --series="${SERIES:-100000}" --span="${SPAN:-30m}"
+compare=(.bin/hundredfold compare "${targets[@]}" --series="${SERIES:-100000}" --span="${SPAN:-30m}" --end="${END:-$(fixed_end)}"
 	--rounds="${ROUNDS:-3}" --settle="${SETTLE:-30s}" --protocol="${PROTOCOL:-1}" --senders="${SENDERS:-8}")
 if [ "${REVERSE:-0}" = 1 ]; then compare+=(--reverse); fi
 echo "${compare[*]}"
