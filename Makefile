@@ -131,6 +131,10 @@ bench-cluster: build $(BIN)/versitygw ## The cost of a distributor and three ing
 bench-restart: build ## What a restart costs after a kill and after a clean stop; SERIES=1000000 SPAN=2h need 8 GB of disk
 	@scripts/bench-restart.sh
 
+.PHONY: bench-tenants
+bench-tenants: build ## What small tenants cost in memory, files, CPU and restarts; TENANTS=10000 needs 23,000 open files (ulimit -n)
+	@scripts/bench-tenants.sh
+
 .PHONY: bench-history
 bench-history: build $(BIN)/versitygw $(BIN)/prometheus ## What queries of a year cost on a distant object store; PROMETHEUS=1 beside stock Prometheus
 	@$(GO) build -o $(BIN)/history ./test/history

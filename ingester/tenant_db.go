@@ -28,8 +28,8 @@ const (
 
 	// Sized for thousands of tenants: Prometheus's own 16,384 stripes and 4 MiB
 	// would cost every tenant 8 MB. One goroutine at a time appends to a tenant,
-	// so few stripes cost nothing.
-	stripeSize           = 256
+	// so few stripes cost nothing (ADR 025).
+	stripeSize           = 64
 	headWriteBufferBytes = chunks.MinWriteBufferSize
 
 	// maxCutJitter spreads the cuts of tenants and replicas over time.
