@@ -49,9 +49,12 @@ func (c Config) dirOf(id tenant.ID) string {
 	return filepath.Join(c.Dir, string(id))
 }
 
+// adoptedEncoding is that of float chunks in an adopted directory.
+const adoptedEncoding = chunkenc.EncXOR
+
 // plainly makes o write only what every Prometheus of the last years reads.
 func plainly(o *tsdb.Options) {
-	o.FloatChunkEncoding = chunkenc.EncXOR
+	o.FloatChunkEncoding = adoptedEncoding
 	o.EnableSTStorage = false
 	o.EnableHistogramSTEncoding = false
 	// A Prometheus without its flag would leave a snapshot there, to be read when it is
@@ -66,9 +69,13 @@ func plainly(o *tsdb.Options) {
 // them was on: they would be out of date for the next one. The log, which was just read,
 // has all that they have.
 func removeSnapshots(dir string) error {
-	found, err := filepath.Glob(filepath.Join(dir, "chunk_snapshot.*"))
-	for _, snapshot := range found {
-		err = errors.Join(err, os.RemoveAll(snapshot))
+	var err error
+	for _, folder := range []string{dir, filepath.Join(dir, tsdbFolder)} {
+		found, globErr := filepath.Glob(filepath.Join(folder, snapshotPrefix+"*"))
+		err = errors.Join(err, globErr)
+		for _, snapshot := range found {
+			err = errors.Join(err, os.RemoveAll(snapshot))
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("remove outdated snapshots of the head: %w", err)
@@ -98,7 +105,7 @@ func (a *Adopted) empty() error {
 
 // adoptedFiles returns what a TSDB keeps in an adopted folder beside the blocks.
 func adoptedFiles() []string {
-	return []string{"wal", "wbl", "chunks_head", shippedFile, metadataFile, placementsFile}
+	return []string{tsdbFolder, logFolder, lateLogFolder, chunksFolder, shippedFile, metadataFile, placementsFile}
 }
 
 // takeAway moves all blocks of an adopted folder to trash, also those that stay otherwise,

@@ -21,7 +21,7 @@ import (
 const (
 	// filesPerTenant is how many files a TSDB may hold open: the segment of its log, the
 	// folder of its head's files, and one of those or the log of late samples. Local blocks
-	// come on top.
+	// are of the process: see mostOpenBlocks.
 	filesPerTenant = 4
 	// mapsPerTenant is how many regions of memory it may map.
 	mapsPerTenant = 2

@@ -6,10 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math"
 	"os"
+	"path/filepath"
 	"slices"
-	"sync/atomic"
 
 	"github.com/oklog/ulid/v2"
 	"github.com/prometheus/client_golang/prometheus"
@@ -21,16 +20,24 @@ import (
 )
 
 // cutter makes the blocks that a tenant's TSDB cuts from its head. Those of a large
-// tenant it cuts as shards, so that nobody has to split them later. It is used by one
-// cut at a time.
+// tenant it cuts as shards, so that nobody has to split them later. They go into the
+// tenant's folder, where the TSDB does not look: to the TSDB, every cut comes out empty.
+// It is used by one cut at a time.
 type cutter struct {
+	// blocks are the tenant's, once its TSDB is being opened.
+	blocks *localBlocks
+	// staged are blocks that were cut, and whose samples the head still has.
+	staged []*localBlock
+
+	whole *tsdb.LeveledCompactor // that of the TSDB
+	// ctx returns the context of the TSDB, which its interface does not pass on.
+	ctx func() context.Context
+
 	// most is how many series a block should have; 0: blockstore.MaxSeries.
 	most uint64
 	// shards only ever rises, so that blocks which are merged seldom differ in it. A restart
 	// forgets it, which costs a split.
 	shards uint64
-	// reload is set while a TSDB is to load its blocks anew.
-	reload atomic.Bool
 	// evicting is not nil while series are evicted.
 	evicting *eviction
 }
@@ -45,7 +52,9 @@ func (c *cutter) open(ctx context.Context, reg prometheus.Registerer, logger *sl
 	if err != nil {
 		return nil, err
 	}
-	return evictor{&shardingCompactor{Compactor: whole, ctx: func() context.Context { return ctx }, cutter: c}, c}, nil
+	c.whole, c.staged = whole, nil
+	c.ctx = func() context.Context { return ctx }
+	return evictor{headCompactor{cutter: c}, c}, nil
 }
 
 // count returns the number of shards for a head with so many series.
@@ -58,60 +67,82 @@ func (c *cutter) count(series uint64) uint64 {
 	return c.shards
 }
 
-// reloadBlocks has the TSDB load its blocks anew, and delete those that it is told. It does so
-// only after it has cut or compacted something, so the next plan of its compactor is a
-// compaction of nothing. But a head with a complete window would be cut by that, for which it
-// may be too early, and the disk too full: then nothing is cut from it, up to a time that
-// is before all others when the TSDB adds the 1 that makes it exclusive.
-func (c *cutter) reloadBlocks(ctx context.Context, db *tsdb.DB) error {
-	if head := db.Head(); head.MinTime() != math.MaxInt64 && windowComplete(head) {
-		return db.CompactHead(tsdb.NewRangeHead(head, math.MaxInt64, math.MaxInt64))
-	}
-	c.reload.Store(true)
-	defer c.reload.Store(false)
-	return db.Compact(ctx)
+// reloaded is the tsdb.BlocksToDeleteFunc of the TSDB, which calls it between the cut of
+// a range of its head, or of all late samples, and dropping what was cut. That is when
+// the blocks get into the list: before, the cut may fail and be tried again.
+func (c *cutter) reloaded(blocks []*tsdb.Block) map[ulid.ULID]struct{} {
+	c.list()
+	return markerOnly(blocks)
 }
 
-// windowComplete tells the time when the TSDB cuts its head.
-func windowComplete(head *tsdb.Head) bool {
-	return head.MaxTime()-head.MinTime() > blockRange.Milliseconds()/2*3
+// list puts what was cut into the list, before the head drops it.
+func (c *cutter) list() {
+	c.blocks.add(c.staged...)
+	c.staged = nil
 }
 
-// shardingCompactor is the TSDB's compactor but for the cut of large heads, and for reloads.
-type shardingCompactor struct {
-	tsdb.Compactor
-	// ctx returns the context of the TSDB, which its interface does not pass on.
-	ctx    func() context.Context
-	cutter *cutter
+// cut has the TSDB cut, and removes what that wrote if the head still has all of it.
+func (c *cutter) cut(by func() error) (err error) {
+	defer func() {
+		for _, b := range c.staged {
+			err = errors.Join(err, removeBlock(b.dir))
+		}
+		c.staged = nil
+	}()
+	return by()
 }
 
-// reloadPlan is the plan of a compaction that does nothing.
-const reloadPlan = "reload"
+// headCompactor is what the TSDB cuts its head with. It has no blocks to compact.
+type headCompactor struct{ cutter *cutter }
 
 // Plan implements tsdb.Compactor.
-func (c *shardingCompactor) Plan(dir string) ([]string, error) {
-	if c.cutter.reload.Swap(false) {
-		return []string{reloadPlan}, nil
-	}
-	return c.Compactor.Plan(dir)
-}
+func (headCompactor) Plan(string) ([]string, error) { return nil, nil }
 
 // Compact implements tsdb.Compactor.
-func (c *shardingCompactor) Compact(dest string, dirs []string, open []*tsdb.Block) ([]ulid.ULID, error) {
-	if len(dirs) == 1 && dirs[0] == reloadPlan {
-		return nil, nil
-	}
-	return c.Compactor.Compact(dest, dirs, open)
-}
+func (headCompactor) Compact(string, []string, []*tsdb.Block) ([]ulid.ULID, error) { return nil, nil }
 
 // Write implements tsdb.Compactor.
-func (c *shardingCompactor) Write(dest string, head tsdb.BlockReader, mint, maxt int64, base *tsdb.BlockMeta) ([]ulid.ULID, error) {
-	if mint == math.MaxInt64 {
-		return nil, nil // See reloadBlocks.
+func (h headCompactor) Write(_ string, head tsdb.BlockReader, mint, maxt int64, base *tsdb.BlockMeta) ([]ulid.ULID, error) {
+	c := h.cutter
+	if base != nil && base.ULID == markerID() {
+		return nil, nil // What is left of it is nothing.
 	}
-	count := c.cutter.count(head.Meta().Stats.NumSeries)
+	ids, err := blockCompactor(h).Write(c.blocks.dir, head, mint, maxt, base)
+	if err != nil {
+		return nil, err
+	}
+	blocks := make([]*localBlock, len(ids))
+	for k, id := range ids {
+		if blocks[k], err = c.blocks.read(id); err != nil {
+			errs := []error{fmt.Errorf("read what was cut: %w", err)}
+			for _, id := range ids {
+				errs = append(errs, removeBlock(filepath.Join(c.blocks.dir, id.String())))
+			}
+			return nil, errors.Join(errs...)
+		}
+	}
+	c.staged = append(c.staged, blocks...)
+	if base != nil && (base.Compaction.FromStaleSeries() || base.Compaction.FromSelectedSeries()) && c.evicting == nil {
+		c.list() // The TSDB does not reload after an empty cut of some series.
+	}
+	return nil, nil
+}
+
+// blockCompactor writes blocks, in shards if the tenant is large.
+type blockCompactor struct{ cutter *cutter }
+
+// Plan implements tsdb.Compactor.
+func (blockCompactor) Plan(string) ([]string, error) { return nil, nil }
+
+// Compact implements tsdb.Compactor.
+func (blockCompactor) Compact(string, []string, []*tsdb.Block) ([]ulid.ULID, error) { return nil, nil }
+
+// Write implements tsdb.Compactor.
+func (b blockCompactor) Write(dest string, from tsdb.BlockReader, mint, maxt int64, base *tsdb.BlockMeta) ([]ulid.ULID, error) {
+	c := b.cutter
+	count := c.count(from.Meta().Stats.NumSeries)
 	if count == 1 {
-		return c.Compactor.Write(dest, head, mint, maxt, base)
+		return c.whole.Write(dest, from, mint, maxt, base)
 	}
 	specs := make([]blockwriter.Spec, count)
 	for i := range specs {
@@ -124,7 +155,7 @@ func (c *shardingCompactor) Write(dest string, head tsdb.BlockReader, mint, maxt
 		}
 		specs[i] = blockwriter.Spec{Meta: meta, Extension: blockstore.Extension{Shard: &blockstore.Shard{Index: uint64(i), Count: count}}}
 	}
-	pending, err := blockwriter.Write(c.ctx(), blockwriter.Config{Parent: dest}, []tsdb.BlockReader{head}, specs)
+	pending, err := blockwriter.Write(c.ctx(), blockwriter.Config{Parent: dest}, []tsdb.BlockReader{from}, specs)
 	if err != nil {
 		return nil, err
 	}

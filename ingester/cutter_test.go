@@ -109,7 +109,7 @@ func TestACrashBetweenTheShardsOfACutLosesNothing(t *testing.T) {
 			specs = append(specs, blockwriter.Spec{Meta: meta, Extension: blockstore.Extension{Shard: &blockstore.Shard{Index: i, Count: 4}}})
 		}
 		head := tsdb.NewRangeHead(db.Head(), mint, maxt-1)
-		pending, err := blockwriter.Write(t.Context(), blockwriter.Config{Parent: db.Dir()}, []tsdb.BlockReader{head}, specs)
+		pending, err := blockwriter.Write(t.Context(), blockwriter.Config{Parent: f.lookup(acme).dir}, []tsdb.BlockReader{head}, specs)
 		require.NoError(t, err)
 		require.Len(t, pending, 4)
 		for i, p := range pending[:committed] {
@@ -136,8 +136,7 @@ func TestACutThatCannotNameAllItsShardsNamesNone(t *testing.T) {
 	f.lookup(acme).cutter.most = 10
 	f.pushFleet(10*time.Minute, 4*time.Hour)
 	db := f.lookup(acme).db
-	compactor, err := f.lookup(acme).cutter.open(t.Context(), nil, nil, []int64{1}, nil, tsdb.DefaultOptions())
-	require.NoError(t, err)
+	compactor := blockCompactor{&f.lookup(acme).cutter}
 	ids, err := compactor.Write(filepath.Join(db.Dir(), "nowhere", "\x00"), tsdb.NewRangeHead(db.Head(), noon.UnixMilli(), noon.UnixMilli()+1), noon.UnixMilli(), noon.UnixMilli()+2, nil)
 	require.Error(t, err)
 	require.Empty(t, ids)

@@ -449,9 +449,7 @@ func (t *tenantDB) hasSince(end, now time.Time) (bool, error) {
 		return false, fmt.Errorf("look for what came since: %w", err)
 	}
 	defer release()
-	since := headOverlaps(db, end.UnixMilli(), math.MaxInt64) ||
-		slices.ContainsFunc(db.Blocks(), func(b *tsdb.Block) bool { return b.OverlapsClosedInterval(end.UnixMilli(), math.MaxInt64) })
-	return since, nil
+	return headOverlaps(db, end.UnixMilli(), math.MaxInt64) || t.blocks.overlaps(end.UnixMilli(), math.MaxInt64), nil
 }
 
 // selectorsOf returns what a deletion selects.
@@ -510,27 +508,24 @@ func (t *tenantDB) deleteSeries(ctx context.Context, d *blockstore.Deletion) ([]
 		func(*tsdb.Block) error { return nil },
 		func(b *tsdb.Block) error { return deleteFrom(ctx, b, &within, selectors) },
 	} {
-		for _, b := range db.Blocks() {
-			blocks = append(append(blocks, b.Meta().ULID), blockstore.Sources(b.Meta())...)
-			for _, parent := range b.Meta().Compaction.Parents {
+		for _, b := range t.blocks.get() {
+			blocks = append(append(blocks, b.meta.ULID), blockstore.Sources(b.meta)...)
+			for _, parent := range b.meta.Compaction.Parents {
 				if parent.ULID != (ulid.ULID{}) { // or it is the head
 					blocks = append(blocks, parent.ULID) // An attempt before this one may have written it anew.
 				}
 			}
-			if err := step(b); err != nil {
-				return nil, fmt.Errorf("block %s: %w", b.Meta().ULID, err)
-			}
 		}
-		if err := db.CleanTombstones(); err != nil {
-			return nil, fmt.Errorf("write blocks anew: %w", err)
+		if err := t.blocks.rewrite(ctx, blockCompactor{&t.cutter}, within.MinMs, within.MaxMs, step); err != nil {
+			return nil, err
 		}
 	}
 	if d.WholeTenant {
 		// It takes the blocks that it names as a whole: those that are left have nothing of before.
-		left := db.Blocks()
+		left := t.blocks.get()
 		blocks = slices.DeleteFunc(blocks, func(id ulid.ULID) bool {
-			return slices.ContainsFunc(left, func(b *tsdb.Block) bool {
-				return b.Meta().ULID == id || slices.Contains(blockstore.Sources(b.Meta()), id)
+			return slices.ContainsFunc(left, func(b *localBlock) bool {
+				return b.meta.ULID == id || slices.Contains(blockstore.Sources(b.meta), id)
 			})
 		})
 	}
@@ -568,14 +563,14 @@ func (t *tenantDB) cutSeries(ctx context.Context, db *tsdb.DB, d *blockstore.Del
 	if err != nil || len(refs) == 0 {
 		return err
 	}
-	if err := t.roomToCut(db); err != nil {
+	if err := t.roomToCut(); err != nil {
 		return err
 	}
 	// Series with out-of-order samples are not cut otherwise.
-	if err := db.CompactOOOHead(ctx); err != nil {
+	if err := t.cutter.cut(func() error { return db.CompactOOOHead(ctx) }); err != nil {
 		return fmt.Errorf("cut blocks of out-of-order samples: %w", err)
 	}
-	if err := db.CompactSelectedSeries(refs); err != nil {
+	if err := t.cutter.cut(func() error { return db.CompactSelectedSeries(refs) }); err != nil {
 		return fmt.Errorf("cut the series: %w", err)
 	}
 	t.app.table.dropRefs(refs)

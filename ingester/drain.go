@@ -215,12 +215,10 @@ func (d *drain) insist(ctx context.Context, what string, try func() error) error
 func (t *tenantDB) wipe() error {
 	t.working.Lock()
 	defer t.working.Unlock()
-	db, release, err := t.acquire()
+	_, release, err := t.acquire()
 	switch {
 	case err == nil:
-		for _, b := range db.Blocks() {
-			t.shipped.release(b.MaxTime()) // Before they are gone: see holding.
-		}
+		t.shipped.release(t.blocks.maxTime()) // Before they are gone: see holding.
 		release()
 	case !errors.Is(err, errClosed):
 		return err
@@ -250,21 +248,21 @@ func (t *tenantDB) empty(ctx context.Context) (blocks []ulid.ULID, cut int, err 
 	if t.broken.Load() {
 		return nil, 0, errBroken // Until repair has opened it anew.
 	}
-	before := len(db.Blocks())
+	before := len(t.blocks.get())
 	if headHasSamples(db) {
 		if err := t.cutAllHeld(ctx, db); err != nil {
 			return nil, 0, err
 		}
-		cut = max(0, len(db.Blocks())-before)
+		cut = max(0, len(t.blocks.get())-before)
 		if headHasSamples(db) {
 			return nil, cut, errNotEmpty
 		}
 	}
-	if err := t.shipHeld(ctx, db); err != nil {
+	if err := t.shipHeld(ctx); err != nil {
 		return nil, cut, err
 	}
-	for _, b := range db.Blocks() {
-		blocks = append(blocks, b.Meta().ULID)
+	for _, b := range t.blocks.get() {
+		blocks = append(blocks, b.meta.ULID)
 	}
 	return blocks, cut, nil
 }

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/oklog/ulid/v2"
@@ -154,7 +152,7 @@ func (e *eviction) touch(ref storage.SeriesRef, t int64) {
 // keeps a series only if its newest sample is newer than all that was in the head at the
 // beginning. If one got another sample meanwhile nothing is dropped.
 func (t *tenantDB) evict(ctx context.Context, db *tsdb.DB) error {
-	if err := t.roomToCut(db); err != nil {
+	if err := t.roomToCut(); err != nil {
 		return err
 	}
 	if err := t.cutting.take(ctx); err != nil {
@@ -191,7 +189,7 @@ func (t *tenantDB) evict(ctx context.Context, db *tsdb.DB) error {
 	}
 	before := db.Head().NumSeries()
 	t.cutter.evicting = e
-	err = db.CompactSelectedSeries(e.refs)
+	err = t.cutter.cut(func() error { return db.CompactSelectedSeries(e.refs) })
 	t.cutter.evicting = nil
 	after := db.Head().NumSeries()
 	if !e.held {
@@ -276,11 +274,9 @@ func (c evictor) Write(dest string, head tsdb.BlockReader, mint, maxt int64, bas
 		return ids, err
 	}
 	if err := e.hold(e); err != nil {
-		for _, id := range ids { // The head still has what is in it.
-			err = errors.Join(err, os.RemoveAll(filepath.Join(dest, id.String())))
-		}
-		return nil, err
+		return nil, err // The head still has what is in the blocks, which are removed.
 	}
 	e.held = true
+	c.cutter.list()
 	return ids, nil
 }

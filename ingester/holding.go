@@ -75,9 +75,8 @@ func (t *tenantDB) oldest() (blocks []ulid.ULID, blockMins []int64, head int64) 
 	}
 	// The head first: what is cut from it meanwhile is in a block then.
 	head = min(t.db.Head().MinTime(), t.db.Head().MinOOOTime())
-	for _, b := range t.db.Blocks() {
-		meta := b.Meta()
-		blocks, blockMins = append(blocks, meta.ULID), append(blockMins, meta.MinTime)
+	for _, b := range t.blocks.get() {
+		blocks, blockMins = append(blocks, b.meta.ULID), append(blockMins, b.meta.MinTime)
 	}
 	return blocks, blockMins, head
 }

@@ -132,10 +132,9 @@ func (t *tenantDB) lookAtIndex(ctx context.Context, db *tsdb.DB) error {
 	}
 	now := t.ing.now()
 	uploaded := copies{}
-	for _, b := range db.Blocks() {
-		meta := b.Meta()
-		if age, ok := t.shipped.since(meta.ULID, now); ok {
-			uploaded[meta.ULID] = localCopy{age: age, settled: t.retiring.Load() || meta.MaxTime <= t.oldestLate(db)}
+	for _, b := range t.blocks.get() {
+		if age, ok := t.shipped.since(b.meta.ULID, now); ok {
+			uploaded[b.meta.ULID] = localCopy{age: age, settled: t.retiring.Load() || b.meta.MaxTime <= t.oldestLate(db)}
 		}
 	}
 	if !t.indexed.due(uploaded, keep, now) {

@@ -117,13 +117,14 @@ type Deps struct {
 
 // Ingester holds the recent samples of all tenants. It is safe for concurrent use.
 type Ingester struct {
-	cfg     Config
-	deps    Deps
-	logger  *slog.Logger
-	metrics *metrics
-	checks  *write.Checks
-	caps    *caps
-	disk    *disk
+	cfg        Config
+	deps       Deps
+	logger     *slog.Logger
+	metrics    *metrics
+	checks     *write.Checks
+	caps       *caps
+	disk       *disk
+	openBlocks *openBlocks
 	// ceilings are the limits of the operating system that tenants share.
 	ceilings []*ceiling
 	now      func() time.Time
@@ -192,6 +193,7 @@ func open(ctx context.Context, cfg Config, deps Deps, now func() time.Time) (*In
 	if deps.Cluster != nil {
 		i.become(*deps.Cluster)
 	}
+	i.openBlocks = newOpenBlocks(mostOpenBlocks, deps.Registerer)
 	i.metrics = newMetrics(deps.Registerer, i)
 	i.checks = write.NewChecks("ingester", i.logger, deps.Registerer)
 	i.mu.tenants = map[tenant.ID]*tenantDB{}

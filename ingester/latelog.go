@@ -71,7 +71,11 @@ func (t *tenantDB) openLateLog(ctx context.Context, db *tsdb.DB) error {
 	if window <= t.ring.window {
 		return nil // Somebody else did it.
 	}
-	if err := t.ring.apply(db, t.ring.size, window); err != nil {
+	err := linkFolder(t.dir, lateLogFolder)
+	if err == nil {
+		err = t.ring.apply(db, t.ring.size, window)
+	}
+	if err != nil {
 		return wire.Unavailable(fmt.Errorf("open the log of late samples of tenant %s: %w", t.id, err), 10*time.Second)
 	}
 	return nil

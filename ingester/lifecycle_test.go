@@ -43,19 +43,17 @@ func TestBlocksStayLocalUntilQueriesReadThemFromTheBucket(t *testing.T) {
 	f.advance(10 * time.Hour)
 	want := f.pushHours(acme, 8*time.Hour)
 	f.round(acme)
-	db := f.lookup(acme).db
-	require.Len(t, db.Blocks(), 3, "the windows from 12:00, 14:00 and 16:00 are complete")
+	require.Len(t, f.LocalBlocks(acme), 3, "the windows from 12:00, 14:00 and 16:00 are complete")
 	require.Equal(t, want, f.stored(acme)["a"])
 	require.Equal(t, want[:36], f.inBucket(acme)["a"])
 
 	f.round(acme)
-	require.Len(t, db.Blocks(), 3, "uploaded, but no query would find them in the bucket")
+	require.Len(t, f.LocalBlocks(acme), 3, "uploaded, but no query would find them in the bucket")
 
-	first := db.Blocks()[0].Meta().ULID
-	require.Equal(t, first, f.LocalBlocks(acme)[0])
+	first := f.LocalBlocks(acme)[0]
 	f.visible[first] = true
 	f.round(acme)
-	require.Len(t, db.Blocks(), 2)
+	require.Len(t, f.LocalBlocks(acme), 2)
 	require.Equal(t, want[12:], f.stored(acme)["a"])
 }
 
@@ -109,7 +107,7 @@ func TestIdleTenantThatDoesNotCloseCleanlyTakesWritesAgain(t *testing.T) {
 	f.advance(2 * time.Hour)
 	db := f.lookup(acme)
 	db.retiring.Store(true)
-	require.NoError(t, db.deleteShipped(context.Background(), db.db))
+	require.NoError(t, db.deleteShipped(db.db))
 	db.meta.path, db.meta.dirty = "/nonexistent/metadata.json", true
 	require.Error(t, db.retire())
 	f.push(acme, sample{"a", time.Hour, 2})
@@ -198,8 +196,8 @@ func TestCutBlocksAreAlignedToTwoHours(t *testing.T) {
 	}
 	require.NoError(t, f.Flush(context.Background(), acme))
 	require.Len(t, f.LocalBlocks(acme), 4)
-	for _, b := range f.lookup(acme).db.Blocks() {
-		require.Equal(t, floorTo(b.MinTime(), blockRange.Milliseconds()), floorTo(b.MaxTime()-1, blockRange.Milliseconds()), "block %s", b)
+	for _, b := range f.lookup(acme).blocks.get() {
+		require.Equal(t, floorTo(b.meta.MinTime, blockRange.Milliseconds()), floorTo(b.meta.MaxTime-1, blockRange.Milliseconds()), "block %s", b.meta.ULID)
 	}
 }
 

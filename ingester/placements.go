@@ -298,15 +298,15 @@ func (t *tenantDB) tidyPlacements(db *tsdb.DB) error {
 		return nil
 	}
 	head, newest := db.Head(), db.Head().MaxTime()
-	for _, b := range db.Blocks() {
-		newest = max(newest, b.MaxTime()-1)
+	if maxTime := t.blocks.maxTime(); maxTime > newest {
+		newest = maxTime - 1
 	}
 	return t.placements.tidy(t.ing.now(), newest, func(upTo int64) bool {
 		if head.NumSeries() > 0 && min(head.MinTime(), head.MinOOOTime()) <= upTo {
 			return false
 		}
-		return !slices.ContainsFunc(db.Blocks(), func(b *tsdb.Block) bool {
-			return b.MinTime() <= upTo && !t.shipped.has(b.Meta().ULID)
+		return !slices.ContainsFunc(t.blocks.get(), func(b *localBlock) bool {
+			return b.meta.MinTime <= upTo && !t.shipped.has(b.meta.ULID)
 		})
 	})
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/prometheus/model/metadata"
 	"github.com/prometheus/prometheus/storage"
 	"github.com/prometheus/prometheus/tsdb"
+	"github.com/prometheus/prometheus/tsdb/chunkenc"
 )
 
 // acquire takes t.use shared. Until release is called the TSDB stays open.
@@ -43,12 +44,12 @@ func (t *tenantDB) querier(mint, maxt int64) (storage.Querier, error) {
 		return nil, err
 	}
 	release = t.reading(release)
-	q, err := db.Querier(mint, maxt)
+	q, done, err := t.querierOf(db, mint, maxt)
 	if err != nil {
 		release()
 		return nil, err
 	}
-	return &heldQuerier{Querier: q, release: release}, nil
+	return &heldQuerier{Querier: q, release: func() { done(); release() }}, nil
 }
 
 func (t *tenantDB) chunkQuerier(mint, maxt int64) (storage.ChunkQuerier, error) {
@@ -65,7 +66,34 @@ func (t *tenantDB) chunkQuerier(mint, maxt int64) (storage.ChunkQuerier, error) 
 		release()
 		return nil, err
 	}
-	return &heldChunkQuerier{ChunkQuerier: q, release: release}, nil
+	// The head first: what is cut from it meanwhile is in a block then.
+	q, done, err := t.blocks.chunkQuerier(q, mint, maxt, t.chunkMerger())
+	if err != nil {
+		release()
+		return nil, err
+	}
+	return &heldChunkQuerier{ChunkQuerier: q, release: func() { done(); release() }}, nil
+}
+
+// chunkMerger returns what joins chunks that overlap, in the encoding of the tenant's TSDB.
+func (t *tenantDB) chunkMerger() storage.VerticalChunkSeriesMergeFunc {
+	return storage.NewCompactingChunkSeriesMergerWithFloatEncoding(storage.ChainedSeriesMerge, func() chunkenc.Encoding {
+		if t.adopted() != nil {
+			return adoptedEncoding
+		}
+		return floatEncoding
+	})
+}
+
+// querierOf returns a querier over head and blocks. use is held shared until done is
+// called, after the querier was closed.
+func (t *tenantDB) querierOf(db *tsdb.DB, mint, maxt int64) (q storage.Querier, done func(), err error) {
+	head, err := db.Querier(mint, maxt)
+	if err != nil {
+		return nil, nil, err
+	}
+	// The head first: what is cut from it meanwhile is in a block then.
+	return t.blocks.querier(head, mint, maxt)
 }
 
 // heldQuerier keeps a TSDB open for as long as it is open itself.
@@ -140,9 +168,9 @@ func (t *tenantDB) summary() (Summary, bool) {
 	}
 	defer release()
 	s := Summary{Tenant: t.id, Series: db.Head().NumSeries(), MinTime: math.MaxInt64, MaxTime: math.MinInt64}
-	for _, b := range db.Blocks() {
+	for _, b := range t.blocks.get() {
 		s.LocalBlocks++
-		s.MinTime, s.MaxTime = min(s.MinTime, b.MinTime()), max(s.MaxTime, b.MaxTime()-1)
+		s.MinTime, s.MaxTime = min(s.MinTime, b.meta.MinTime), max(s.MaxTime, b.meta.MaxTime-1)
 	}
 	if head := db.Head(); head.NumSeries() > 0 && head.MinTime() != math.MaxInt64 {
 		s.MinTime, s.MaxTime = min(s.MinTime, head.MinTime()), max(s.MaxTime, head.MaxTime())

@@ -31,13 +31,13 @@ const (
 // the TSDB yet.
 func (t *tenantDB) recall(db *tsdb.DB) {
 	var err error
-	if t.app.table, err = recall(db); err != nil {
+	if t.app.table, err = recall(db, t.blocks); err != nil {
 		t.log.Warn("The series of the head were not listed; each is asked for its labels once", "err", err)
 	}
 }
 
-func recall(db *tsdb.DB) (table, error) {
-	r := recalling{db: db, elsewhere: newestElsewhere(db)}
+func recall(db *tsdb.DB, blocks *localBlocks) (table, error) {
+	r := recalling{db: db, elsewhere: newestElsewhere(db, blocks)}
 	refs, err := r.refs()
 	if err != nil {
 		return table{}, fmt.Errorf("list the series of the head: %w", err)
@@ -190,10 +190,10 @@ func (r *headReader) newest() (int64, error) {
 
 // newestElsewhere returns a bound for the times of the samples that are stored here, but
 // for those in order in the head.
-func newestElsewhere(db *tsdb.DB) int64 {
-	t := int64(math.MinInt64)
-	for _, b := range db.Blocks() {
-		t = max(t, b.MaxTime()-1)
+func newestElsewhere(db *tsdb.DB, blocks *localBlocks) int64 {
+	t := blocks.maxTime()
+	if t != math.MinInt64 {
+		t--
 	}
 	if head := db.Head(); head.MinOOOTime() != math.MaxInt64 {
 		t = max(t, head.MaxOOOTime())

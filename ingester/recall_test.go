@@ -82,10 +82,10 @@ func BenchmarkRecall(b *testing.B) {
 			require.NoError(b, err)
 		}
 	}
-	db := f.lookup(acme).db
+	db, blocks := f.lookup(acme).db, f.lookup(acme).blocks
 	b.ReportAllocs()
 	for b.Loop() {
-		known, err := recall(db)
+		known, err := recall(db, blocks)
 		require.NoError(b, err)
 		require.Equal(b, benchSeries, known.size())
 	}

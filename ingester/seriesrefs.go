@@ -144,7 +144,7 @@ func (m refMark) heeded() (bool, error) {
 // openTSDB opens the TSDB so that it gives no reference a second time, and so that it can log
 // late samples.
 func (t *tenantDB) openTSDB(g *gate) (*tsdb.DB, error) {
-	t.refs = seriesRefs{dir: filepath.Join(t.dir, "wal")}
+	t.refs = seriesRefs{dir: filepath.Join(t.dir, logFolder)}
 	for range 3 { // One for each of the faults below that are mended by opening it once more.
 		var mark refMark
 		if t.adopted() == nil { // There the TSDB does what Prometheus does.
@@ -155,12 +155,11 @@ func (t *tenantDB) openTSDB(g *gate) (*tsdb.DB, error) {
 		} else {
 			t.refs.bound = math.MaxUint64
 		}
-		db, err := tsdb.Open(t.dir, t.tsdbLog(), nil, t.options(g), nil)
+		db, err := t.openPrepared(t.options(g))
 		if err != nil {
 			g.release()
 			return nil, err
 		}
-		db.DisableCompactions() // We drive them: see maintain.
 		heeded, err := mark.heeded()
 		logged, makeLog := t.lateLogged(db)
 		if err = errors.Join(err, makeLog); err == nil && heeded && logged {
@@ -176,4 +175,22 @@ func (t *tenantDB) openTSDB(g *gate) (*tsdb.DB, error) {
 		}
 	}
 	return nil, fmt.Errorf("the logs in %s can't be repaired: they lose what is appended to them", t.dir)
+}
+
+// openPrepared opens the TSDB on its folder.
+func (t *tenantDB) openPrepared(o *tsdb.Options) (*tsdb.DB, error) {
+	cutBefore, cut := t.cutter.blocks.cutBefore()
+	folder, err := prepareTSDB(t.dir, o.OutOfOrderTimeWindow > 0, cutBefore, cut)
+	if err != nil {
+		return nil, err
+	}
+	db, err := tsdb.Open(folder, t.tsdbLog(), nil, o, nil)
+	if err != nil {
+		return nil, err
+	}
+	db.DisableCompactions() // We drive them: see maintain.
+	if err := dropMarker(db); err != nil {
+		return nil, errors.Join(err, closeTSDB(db))
+	}
+	return db, nil
 }

@@ -133,15 +133,14 @@ func (s *shipped) release(maxTime int64) {
 }
 
 // add records that block is in the bucket, and forgets those that are not local any more.
-func (s *shipped) add(block tsdb.BlockMeta, now time.Time, local []*tsdb.Block) error {
+func (s *shipped) add(block tsdb.BlockMeta, now time.Time, local []*localBlock) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	next := map[ulid.ULID]upload{block.ULID: {Time: now.UnixMilli(), MaxTime: block.MaxTime}}
 	for _, b := range local {
-		meta := b.Meta()
-		if up, ok := s.uploads[meta.ULID]; ok {
-			up.MaxTime = meta.MaxTime
-			next[meta.ULID] = up
+		if up, ok := s.uploads[b.meta.ULID]; ok {
+			up.MaxTime = b.meta.MaxTime
+			next[b.meta.ULID] = up
 		}
 	}
 	if err := s.saveLocked(next); err != nil {
@@ -193,45 +192,16 @@ func (t *tenantDB) upload(ctx context.Context, dir string) error {
 	return t.ing.deps.Store.Upload(ctx, t.id, dir)
 }
 
-// deletable returns the blocks that were uploaded long enough ago, that queries read
-// from the bucket, and that no late sample need be compared with any more.
-func (t *tenantDB) deletable(db *tsdb.DB, blocks []*tsdb.Block) map[ulid.ULID]struct{} {
-	out := map[ulid.ULID]struct{}{}
+// deletable reports whether a block was uploaded long enough ago, queries read it from the
+// bucket, and no late sample need be compared with it any more.
+func (t *tenantDB) deletable(db *tsdb.DB, meta *tsdb.BlockMeta) bool {
 	now := t.ing.now()
-	for _, b := range blocks {
-		meta := b.Meta()
-		settled := t.retiring.Load() || meta.MaxTime <= t.oldestLate(db)
-		age, uploaded := t.shipped.since(meta.ULID, now)
-		if t.adopted().keeps(meta.ULID) {
-			if uploaded && t.outlived(meta, now) {
-				out[meta.ULID] = struct{}{}
-			}
-			continue
-		}
-		if settled && uploaded && t.known(meta.ULID, age, now) && t.ing.deps.Visible(t.id, meta.ULID) {
-			out[meta.ULID] = struct{}{}
-		}
+	age, uploaded := t.shipped.since(meta.ULID, now)
+	if t.adopted().keeps(meta.ULID) {
+		return uploaded && t.outlived(*meta, now)
 	}
-	return out
-}
-
-// blocksToDelete is deletable for a TSDB that deletes what it is told.
-func (t *tenantDB) blocksToDelete(blocks []*tsdb.Block) map[ulid.ULID]struct{} {
-	if t.db == nil {
-		return nil // It is being opened.
-	}
-	doomed := t.deletable(t.db, blocks)
-	for _, b := range blocks {
-		meta := b.Meta()
-		if _, ok := doomed[meta.ULID]; ok {
-			t.indexed.release(meta.ULID)    // Before HeldFrom says that it may be gone.
-			t.shipped.release(meta.MaxTime) // Before it is gone: see holding.
-		}
-		if meta.Compaction.Deletable { // All that it held was deleted: see deleteSeries.
-			doomed[meta.ULID] = struct{}{}
-		}
-	}
-	return doomed
+	settled := t.retiring.Load() || meta.MaxTime <= t.oldestLate(db)
+	return settled && uploaded && t.known(meta.ULID, age, now) && t.ing.deps.Visible(t.id, meta.ULID)
 }
 
 // shipFor bounds how long one round of maintenance uploads: a directory that was adopted
@@ -240,21 +210,21 @@ const shipFor = 30 * time.Second
 
 // shipSome uploads local blocks that the bucket lacks, and leaves the rest to the next
 // round if it takes long. use is held shared.
-func (t *tenantDB) shipSome(ctx context.Context, db *tsdb.DB) error {
-	return t.ship(ctx, db, t.ing.now().Add(shipFor))
+func (t *tenantDB) shipSome(ctx context.Context) error {
+	return t.ship(ctx, t.ing.now().Add(shipFor))
 }
 
 // shipHeld uploads all local blocks that the bucket lacks. use is held shared.
-func (t *tenantDB) shipHeld(ctx context.Context, db *tsdb.DB) error {
-	return t.ship(ctx, db, time.Time{})
+func (t *tenantDB) shipHeld(ctx context.Context) error {
+	return t.ship(ctx, time.Time{})
 }
 
 // ship uploads until a time, the zero time for ever. The newest blocks go first: they are
 // the ones that nobody else has, and that make room.
-func (t *tenantDB) ship(ctx context.Context, db *tsdb.DB, until time.Time) error {
+func (t *tenantDB) ship(ctx context.Context, until time.Time) error {
 	var errs []error
-	for _, b := range slices.Backward(db.Blocks()) {
-		id := b.Meta().ULID
+	for _, b := range slices.Backward(t.blocks.get()) {
+		id := b.meta.ULID
 		if t.shipped.has(id) {
 			continue
 		}
@@ -264,7 +234,7 @@ func (t *tenantDB) ship(ctx context.Context, db *tsdb.DB, until time.Time) error
 		if err := t.deletionsDone(ctx); err != nil {
 			return errors.Join(append(errs, err)...)
 		}
-		if err := t.upload(ctx, b.Dir()); err != nil {
+		if err := t.upload(ctx, b.dir); err != nil {
 			t.ing.metrics.uploadFailures.Inc()
 			errs = append(errs, fmt.Errorf("upload block %s: %w", id, err))
 			continue // One block must not hold up the others.
@@ -275,23 +245,27 @@ func (t *tenantDB) ship(ctx context.Context, db *tsdb.DB, until time.Time) error
 		if err := t.deletionsDone(ctx); err != nil {
 			return errors.Join(append(errs, err)...)
 		}
-		if err := t.shipped.add(b.Meta(), t.ing.now(), db.Blocks()); err != nil {
+		if err := t.shipped.add(b.meta, t.ing.now(), t.blocks.get()); err != nil {
 			errs = append(errs, err)
 			continue
 		}
 		t.ing.deps.Uploaded(t.id, id)
-		t.log.Info("Uploaded a block", "block", id, "mint", b.MinTime(), "maxt", b.MaxTime(), "series", b.Meta().Stats.NumSeries, "samples", b.Meta().Stats.NumSamples)
+		t.log.Info("Uploaded a block", "block", id, "mint", b.meta.MinTime, "maxt", b.meta.MaxTime, "series", b.meta.Stats.NumSeries, "samples", b.meta.Stats.NumSamples)
 	}
 	return errors.Join(errs...)
 }
 
-// deleteShipped lets the TSDB delete the blocks that need not be local any more.
-// use is held shared.
-func (t *tenantDB) deleteShipped(ctx context.Context, db *tsdb.DB) error {
-	if len(t.deletable(db, db.Blocks())) == 0 {
-		return nil
-	}
-	if err := t.cutter.reloadBlocks(ctx, db); err != nil {
+// deleteShipped deletes the blocks that need not be local any more. use is held shared.
+func (t *tenantDB) deleteShipped(db *tsdb.DB) error {
+	err := t.blocks.remove(func(b *localBlock) bool {
+		if !t.deletable(db, &b.meta) {
+			return false
+		}
+		t.indexed.release(b.meta.ULID)    // Before HeldFrom says that it may be gone.
+		t.shipped.release(b.meta.MaxTime) // Before it is gone: see holding.
+		return true
+	})
+	if err != nil {
 		return fmt.Errorf("delete uploaded blocks: %w", err)
 	}
 	return nil

@@ -163,11 +163,11 @@ func (p *pusher) stored(t int64) (point, bool, error) {
 	if !p.mayBeElsewhere(t) {
 		return point{}, false, nil
 	}
-	q, err := p.db.Querier(t, t)
+	q, done, err := p.t.querierOf(p.db, t, t)
 	if err != nil {
 		return point{}, false, err
 	}
-	defer func() { _ = q.Close() }()
+	defer func() { _ = q.Close(); done() }()
 	ms := make([]*labels.Matcher, 0, p.ls.Len())
 	p.ls.Range(func(l labels.Label) {
 		ms = append(ms, labels.MustNewMatcher(labels.MatchEqual, l.Name, l.Value))
@@ -193,12 +193,7 @@ func (p *pusher) mayBeElsewhere(t int64) bool {
 	if head.MinOOOTime() <= t && t <= head.MaxOOOTime() {
 		return true
 	}
-	for _, b := range p.db.Blocks() {
-		if b.OverlapsClosedInterval(t, t) {
-			return true
-		}
-	}
-	return false
+	return p.t.blocks.overlaps(t, t)
 }
 
 // storedInOrder looks for a sample among the in-order samples of the head.
@@ -219,7 +214,7 @@ func (p *pusher) storedInOrder(ref storage.SeriesRef, t int64) (pt point, ok boo
 // sight returns what is known of a series that the table lacks: its reference, if
 // the head has it, and a bound for the times of its stored samples.
 func (p *pusher) sight(ls labels.Labels) (storage.SeriesRef, int64) {
-	lastT := newestElsewhere(p.db)
+	lastT := newestElsewhere(p.db, p.t.blocks)
 	getter, ok := p.app.(storage.GetRef)
 	if !ok {
 		return 0, lastT

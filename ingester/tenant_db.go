@@ -32,6 +32,8 @@ const (
 	stripeSize           = 64
 	headWriteBufferBytes = chunks.MinWriteBufferSize
 
+	floatEncoding = chunkenc.EncXOR2
+
 	// maxCutJitter spreads the cuts of tenants and replicas over time.
 	maxCutJitter = 5 * time.Minute
 
@@ -50,6 +52,7 @@ type tenantDB struct {
 	// and close the TSDB.
 	use     sync.RWMutex
 	db      *tsdb.DB // nil: closed
+	blocks  *localBlocks
 	gate    *gate
 	meta    *metadataStore
 	shipped *shipped
@@ -178,6 +181,11 @@ func (t *tenantDB) openNewLocked() error {
 	if err != nil {
 		return err
 	}
+	blocks, err := openLocalBlocks(t.id, t.dir, t.ing.openBlocks, t.log)
+	if err != nil {
+		return err
+	}
+	t.cutter.blocks = blocks
 	g := &gate{id: t.id, limits: t.ing.deps.Limits, caps: t.ing.caps}
 	db, err := t.openTSDB(g)
 	if err != nil {
@@ -195,7 +203,7 @@ func (t *tenantDB) openNewLocked() error {
 	}
 	g.open.Store(true)
 	g.created.Store(0)
-	t.db, t.gate, t.meta, t.shipped, t.placements = db, g, meta, sh, pl
+	t.db, t.blocks, t.gate, t.meta, t.shipped, t.placements = db, blocks, g, meta, sh, pl
 	t.held.Store(&held{shipped: sh, placements: pl})
 	t.app = newAppendState()
 	t.recall(db)
@@ -242,13 +250,13 @@ func (t *tenantDB) options(g *gate) *tsdb.Options {
 	}
 	t.ring = exemplarRing{size: int(o.MaxExemplars), window: o.OutOfOrderTimeWindow}
 	o.EnableMemorySnapshotOnShutdown = true
-	o.FloatChunkEncoding = chunkenc.EncXOR2
+	o.FloatChunkEncoding = floatEncoding
 	o.EnableSTStorage = true
 	o.EnableHistogramSTEncoding = true
 	// The TSDB's own timer writes chunks out whether or not the disk is full, and
 	// gives up on the process if it is. Pushes do its work instead.
 	o.BlockReloadInterval = math.MaxInt64
-	o.BlocksToDelete = t.blocksToDelete
+	o.BlocksToDelete = t.cutter.reloaded
 	o.NewCompactorFunc = t.cutter.open
 	if t.adopted() != nil {
 		plainly(o)
@@ -296,12 +304,12 @@ func (t *tenantDB) closeLocked() error {
 	if t.db == nil {
 		return nil
 	}
-	err := errors.Join(t.meta.save(), closeTSDB(t.db))
+	err := errors.Join(t.meta.save(), closeTSDB(t.db), t.blocks.close())
 	if err == nil {
 		err = t.dropLateLog()
 	}
 	t.gate.release()
-	t.db, t.gate = nil, nil
+	t.db, t.blocks, t.gate = nil, nil, nil
 	t.app = appendState{}
 	t.active.Store(0)
 	if err != nil {
@@ -357,7 +365,7 @@ func (t *tenantDB) maintain(ctx context.Context) error {
 	idle := t.ing.now().Sub(time.Unix(0, t.lastPush.Load())) >= t.ing.cfg.IdleTimeout
 	t.retiring.Store(idle)
 	// What relieves the disk goes on when it is full: uploads and deletions.
-	err = errors.Join(t.cut(ctx, db, idle), t.lookAtSeries(ctx, db), t.shipSome(ctx, db), t.meta.save(), t.lookAtIndex(ctx, db), t.deleteShipped(ctx, db), t.tidyPlacements(db))
+	err = errors.Join(t.cut(ctx, db, idle), t.lookAtSeries(ctx, db), t.shipSome(ctx), t.meta.save(), t.lookAtIndex(ctx, db), t.deleteShipped(db), t.tidyPlacements(db))
 	release()
 	if err == nil && idle {
 		err = t.retire()
@@ -404,7 +412,7 @@ func (t *tenantDB) retire() error {
 	}
 	defer t.use.Unlock()
 	// A directory that was adopted stays as it is, for a Prometheus that goes on with it.
-	if t.db == nil || headHasSamples(t.db) || len(t.db.Blocks()) > 0 || t.adopted() != nil {
+	if t.db == nil || headHasSamples(t.db) || len(t.blocks.get()) > 0 || t.adopted() != nil {
 		return nil
 	}
 	// Its placements stay known for a while, since other members may not have
@@ -476,11 +484,11 @@ func (t *tenantDB) cutIfDue(ctx context.Context, db *tsdb.DB) error {
 		return err
 	}
 	defer t.cutting.give()
-	if err := t.roomToCut(db); err != nil {
+	if err := t.roomToCut(); err != nil {
 		return err
 	}
 	start := t.ing.now()
-	if err := db.Compact(ctx); err != nil {
+	if err := t.cutter.cut(func() error { return db.Compact(ctx) }); err != nil {
 		return fmt.Errorf("cut blocks: %w", err)
 	}
 	t.cutDue = time.Time{}
@@ -533,7 +541,7 @@ func (t *tenantDB) flush(ctx context.Context) error {
 	if err := t.cutAllHeld(ctx, db); err != nil {
 		return err
 	}
-	return t.shipHeld(ctx, db)
+	return t.shipHeld(ctx)
 }
 
 // cutAllHeld holds back appends throughout, since the head takes samples into
@@ -543,7 +551,7 @@ func (t *tenantDB) cutAllHeld(ctx context.Context, db *tsdb.DB) error {
 		return err
 	}
 	defer t.cutting.give()
-	if err := t.roomToCut(db); err != nil {
+	if err := t.roomToCut(); err != nil {
 		return err
 	}
 	if err := t.appending.take(ctx); err != nil {
@@ -555,7 +563,7 @@ func (t *tenantDB) cutAllHeld(ctx context.Context, db *tsdb.DB) error {
 	// The end is fixed before the first cut: a cut moves the head's newest time up.
 	for mint, end := head.MinTime(), head.MaxTime(); mint <= end; {
 		maxt := min(floorTo(mint, width)+width-1, end)
-		if err := db.CompactHead(tsdb.NewRangeHead(head, mint, maxt)); err != nil {
+		if err := t.cutter.cut(func() error { return db.CompactHead(tsdb.NewRangeHead(head, mint, maxt)) }); err != nil {
 			return fmt.Errorf("cut blocks: %w", err)
 		}
 		if err := ctx.Err(); err != nil {
@@ -563,7 +571,7 @@ func (t *tenantDB) cutAllHeld(ctx context.Context, db *tsdb.DB) error {
 		}
 		mint = max(maxt+1, head.MinTime()) // There may be years without samples.
 	}
-	if err := db.CompactOOOHead(ctx); err != nil {
+	if err := t.cutter.cut(func() error { return db.CompactOOOHead(ctx) }); err != nil {
 		return fmt.Errorf("cut blocks of out-of-order samples: %w", err)
 	}
 	t.app.table = table{}
@@ -583,6 +591,10 @@ func floorTo(t, width int64) int64 {
 // roomToCut says whether the disk has room for the blocks that a cut may write,
 // for which the size of the head's files is an upper bound. cutting or appending is held,
 // by which the head keeps the files it has.
-func (t *tenantDB) roomToCut(db *tsdb.DB) error {
-	return t.ing.disk.check(uint64(max(0, db.Head().Size())), t.ing.caps.series.Load())
+func (t *tenantDB) roomToCut() error {
+	size, err := headBytes(t.dir)
+	if err != nil {
+		return err
+	}
+	return t.ing.disk.check(uint64(size), t.ing.caps.series.Load())
 }

@@ -1,0 +1,371 @@
+package ingester
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/oklog/ulid/v2"
+	"github.com/prometheus/prometheus/storage"
+	"github.com/prometheus/prometheus/tsdb"
+	"github.com/prometheus/prometheus/tsdb/tombstones"
+
+	"github.com/hundredfold/hundredfold/internal/tenant"
+)
+
+// localBlocks are the blocks in a tenant's folder. The tenant's TSDB does not know of
+// them (see tsdbFolder): it would keep all of them open. Only what their meta.json says
+// is kept in memory. It is safe for concurrent use.
+//
+// A block is in the list before the head drops what it was cut from. Who reads both
+// opens the head first, and so misses nothing; what is in both is the same.
+type localBlocks struct {
+	tenant tenant.ID
+	dir    string
+	all    *openBlocks
+	log    *slog.Logger
+
+	changing sync.Mutex                    // held by who changes the list
+	list     atomic.Pointer[[]*localBlock] // sorted by the times they begin at; never changed in place
+}
+
+// deletedSuffix is that of a block which is being deleted.
+const deletedSuffix = ".tmp-for-deletion"
+
+// openLocalBlocks finds the blocks in dir. It reads their meta.json and opens none.
+func openLocalBlocks(id tenant.ID, dir string, all *openBlocks, log *slog.Logger) (*localBlocks, error) {
+	l := &localBlocks{tenant: id, dir: dir, all: all, log: log}
+	l.list.Store(&[]*localBlock{})
+	if err := l.removeUnfinished(); err != nil {
+		return nil, err
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("find local blocks: %w", err)
+	}
+	var found []*localBlock
+	obsolete := map[ulid.ULID]bool{}
+	for _, entry := range entries {
+		id, err := ulid.ParseStrict(entry.Name())
+		if err != nil || !entry.IsDir() {
+			continue
+		}
+		b, err := l.read(id)
+		if err != nil {
+			all.failed.Inc()
+			log.Error("A local block is left out: its meta.json can't be read. Put it back and restart; without it, its samples are neither queried nor uploaded",
+				"block", id, "dir", filepath.Join(dir, entry.Name()), "err", err)
+			continue
+		}
+		found = append(found, b)
+		// A process that died may have left a block beside the one that was written in its
+		// place, or one that there is nothing of any more.
+		for _, parent := range b.meta.Compaction.Parents {
+			obsolete[parent.ULID] = true
+		}
+		if b.meta.Compaction.Deletable {
+			obsolete[b.meta.ULID] = true
+		}
+	}
+	l.setLocked(found)
+	return l, l.remove(func(b *localBlock) bool { return obsolete[b.meta.ULID] })
+}
+
+// removeUnfinished removes the blocks that were being written or deleted when the
+// process died.
+func (l *localBlocks) removeUnfinished() error {
+	for _, suffix := range []string{".tmp-for-creation", deletedSuffix, ".tmp"} {
+		left, err := filepath.Glob(filepath.Join(l.dir, "*"+suffix))
+		if err != nil {
+			return err
+		}
+		for _, path := range left {
+			name := filepath.Base(path)
+			if _, err := ulid.ParseStrict(name[:len(name)-len(suffix)]); err != nil {
+				continue
+			}
+			if err := os.RemoveAll(path); err != nil {
+				return fmt.Errorf("remove an unfinished block: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+// read reads what the meta.json of a block in the folder says.
+func (l *localBlocks) read(id ulid.ULID) (*localBlock, error) {
+	b := &localBlock{tenant: l.tenant, dir: filepath.Join(l.dir, id.String()), all: l.all, log: l.log}
+	text, err := os.ReadFile(filepath.Join(b.dir, "meta.json"))
+	if err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(text, &b.meta); err != nil {
+		return nil, err
+	}
+	switch {
+	case b.meta.Version != 1:
+		return nil, fmt.Errorf("it has version %d, this build reads 1", b.meta.Version)
+	case b.meta.ULID != id:
+		return nil, fmt.Errorf("it is that of block %s", b.meta.ULID)
+	}
+	return b, nil
+}
+
+// get returns the blocks as they are now, by the times that they begin at. The slice must
+// not be changed.
+func (l *localBlocks) get() []*localBlock { return *l.list.Load() }
+
+// overlaps reports whether any block may have samples from mint to maxt.
+func (l *localBlocks) overlaps(mint, maxt int64) bool {
+	return slices.ContainsFunc(l.get(), func(b *localBlock) bool { return b.overlaps(mint, maxt) })
+}
+
+// maxTime returns the time that all samples in blocks are before; math.MinInt64 if there
+// are none.
+func (l *localBlocks) maxTime() int64 {
+	maxTime := int64(math.MinInt64)
+	for _, b := range l.get() {
+		maxTime = max(maxTime, b.meta.MaxTime)
+	}
+	return maxTime
+}
+
+// cutBefore returns the time before which all in-order samples were cut from the head:
+// what the log has of before is not to be replayed. Blocks of late samples and of some of
+// the series say nothing of it.
+func (l *localBlocks) cutBefore() (maxt int64, ok bool) {
+	maxt = math.MinInt64
+	for _, b := range l.get() {
+		if c := &b.meta.Compaction; !c.FromOutOfOrder() && !c.FromStaleSeries() && !c.FromSelectedSeries() {
+			maxt, ok = max(maxt, b.meta.MaxTime), true
+		}
+	}
+	return maxt, ok
+}
+
+// add adds blocks that lie in the folder.
+func (l *localBlocks) add(blocks ...*localBlock) {
+	l.changing.Lock()
+	defer l.changing.Unlock()
+	l.setLocked(append(slices.Clone(l.get()), blocks...))
+}
+
+func (l *localBlocks) setLocked(blocks []*localBlock) {
+	slices.SortStableFunc(blocks, func(a, b *localBlock) int { return cmp.Compare(a.meta.MinTime, b.meta.MinTime) })
+	l.list.Store(&blocks)
+}
+
+// remove deletes the blocks that doomed names, and adds others in the same moment. Who
+// reads one of them goes on with it.
+func (l *localBlocks) remove(doomed func(*localBlock) bool, added ...*localBlock) error {
+	l.changing.Lock()
+	defer l.changing.Unlock()
+	var left, removed []*localBlock
+	for _, b := range l.get() {
+		if doomed(b) {
+			removed = append(removed, b)
+		} else {
+			left = append(left, b)
+		}
+	}
+	if len(removed)+len(added) == 0 {
+		return nil
+	}
+	left = append(left, added...)
+	l.setLocked(slices.Clone(left))
+	var errs []error
+	for _, b := range removed {
+		// Open files outlive their names.
+		err := errors.Join(b.discard(), removeBlock(b.dir))
+		if err == nil {
+			l.log.Info("Deleted a local block", "block", b.meta.ULID)
+			continue
+		}
+		errs = append(errs, fmt.Errorf("delete local block %s: %w", b.meta.ULID, err))
+		if again, err := l.read(b.meta.ULID); err == nil {
+			left = append(left, again) // It is there still, and the next attempt is to find it.
+		}
+	}
+	if len(errs) > 0 {
+		l.setLocked(left)
+	}
+	return errors.Join(errs...)
+}
+
+// removeBlock removes the folder of a block, which has its name until the whole of it is
+// to go.
+func removeBlock(dir string) error {
+	if err := os.Rename(dir, dir+deletedSuffix); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	return os.RemoveAll(dir + deletedSuffix)
+}
+
+// close closes all blocks, which nobody reads.
+func (l *localBlocks) close() error {
+	var errs []error
+	for _, b := range l.get() {
+		errs = append(errs, b.discard())
+	}
+	return errors.Join(errs...)
+}
+
+// acquire opens the blocks with samples from mint to maxt. They stay open until release
+// is called.
+func (l *localBlocks) acquire(mint, maxt int64) (blocks []*tsdb.Block, release func(), err error) {
+	for {
+		blocks, release, err = acquireAll(l.get(), mint, maxt)
+		if !errors.Is(err, errGone) {
+			return blocks, release, err
+		}
+		// The list lacks it, and has what was written in its place.
+	}
+}
+
+func acquireAll(list []*localBlock, mint, maxt int64) (blocks []*tsdb.Block, release func(), err error) {
+	var releases []func()
+	release = func() {
+		for _, f := range releases {
+			f()
+		}
+	}
+	for _, b := range list {
+		if !b.overlaps(mint, maxt) {
+			continue
+		}
+		block, done, err := b.acquire()
+		if err != nil {
+			release()
+			return nil, nil, err
+		}
+		blocks, releases = append(blocks, block), append(releases, done)
+	}
+	return blocks, release, nil
+}
+
+// querier adds the blocks to a querier of the head, which it closes if it fails. release
+// is called after the querier that it returns was closed.
+func (l *localBlocks) querier(head storage.Querier, mint, maxt int64) (q storage.Querier, release func(), err error) {
+	blocks, release, err := l.acquire(mint, maxt)
+	if err != nil {
+		return nil, nil, errors.Join(err, head.Close())
+	}
+	if len(blocks) == 0 {
+		return head, release, nil
+	}
+	queriers := []storage.Querier{head}
+	for _, b := range blocks {
+		q, err := tsdb.NewBlockQuerier(b, mint, maxt)
+		if err != nil {
+			err = fmt.Errorf("read local block %s: %w", b.Meta().ULID, err)
+			for _, q := range queriers {
+				err = errors.Join(err, q.Close())
+			}
+			release()
+			return nil, nil, err
+		}
+		queriers = append(queriers, q)
+	}
+	return storage.NewMergeQuerier(queriers, nil, storage.ChainedSeriesMerge), release, nil
+}
+
+// chunkQuerier is like querier. merge joins chunks that overlap.
+func (l *localBlocks) chunkQuerier(head storage.ChunkQuerier, mint, maxt int64, merge storage.VerticalChunkSeriesMergeFunc) (q storage.ChunkQuerier, release func(), err error) {
+	blocks, release, err := l.acquire(mint, maxt)
+	if err != nil {
+		return nil, nil, errors.Join(err, head.Close())
+	}
+	if len(blocks) == 0 {
+		return head, release, nil
+	}
+	queriers := []storage.ChunkQuerier{head}
+	for _, b := range blocks {
+		q, err := tsdb.NewBlockChunkQuerier(b, mint, maxt)
+		if err != nil {
+			err = fmt.Errorf("read local block %s: %w", b.Meta().ULID, err)
+			for _, q := range queriers {
+				err = errors.Join(err, q.Close())
+			}
+			release()
+			return nil, nil, err
+		}
+		queriers = append(queriers, q)
+	}
+	return storage.NewMergeChunkQuerier(queriers, nil, merge), release, nil
+}
+
+// rewrite has change called with each block that overlaps a time, and then writes the
+// blocks anew that have tombstones, without what those are for. The blocks that change is
+// called with are nobody else's.
+func (l *localBlocks) rewrite(ctx context.Context, compactor tsdb.Compactor, mint, maxt int64, change func(*tsdb.Block) error) error {
+	for _, b := range l.get() {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if !b.overlaps(mint, maxt) && !hasTombstones(b.dir) {
+			continue
+		}
+		if err := l.rewriteOne(b, compactor, change); err != nil {
+			return fmt.Errorf("block %s: %w", b.meta.ULID, err)
+		}
+	}
+	return nil
+}
+
+// hasTombstones reports whether there are any, or may be.
+func hasTombstones(dir string) bool {
+	const headerAndChecksum = 4 + 1 + 4
+	info, err := os.Stat(filepath.Join(dir, tombstones.TombstonesFilename))
+	if err != nil {
+		return !errors.Is(err, fs.ErrNotExist)
+	}
+	return info.Size() > headerAndChecksum
+}
+
+func (l *localBlocks) rewriteOne(b *localBlock, compactor tsdb.Compactor, change func(*tsdb.Block) error) (err error) {
+	block, err := tsdb.OpenBlock(l.log, b.dir, nil, nil)
+	if err != nil {
+		return err
+	}
+	closed := false
+	defer func() {
+		if !closed {
+			err = errors.Join(err, block.Close())
+		}
+	}()
+	if err := change(block); err != nil {
+		return err
+	}
+	ids, replaced, err := block.CleanTombstones(l.dir, compactor)
+	if err != nil {
+		return fmt.Errorf("write it anew: %w", err)
+	}
+	if !replaced {
+		return nil
+	}
+	var added []*localBlock
+	for _, id := range ids {
+		next, err := l.read(id)
+		if err != nil {
+			return fmt.Errorf("write it anew: %w", err)
+		}
+		added = append(added, next)
+	}
+	closed = true
+	if err := block.Close(); err != nil {
+		return err
+	}
+	return l.remove(func(other *localBlock) bool { return other == b }, added...)
+}
