@@ -30,12 +30,17 @@ const (
 	evictShare = 4
 	// evictLeast is how many have to leave at least. A series takes about a kilobyte.
 	evictLeast = 2000
-	// cutSoon is how long before a cut nothing is evicted, in ms: most leave with the cut.
+	// evictMost bounds how long writes and queries wait, which is about 30 microseconds for each
+	// where several processes share two cores. The next round takes the rest.
+	evictMost = 40_000
+	// cutSoon is how long before a cut nothing is evicted, in ms: most leave with the cut. One
+	// that is overdue by as much, as in a backfill, is not waited for.
 	cutSoon = 15 * int64(time.Minute/time.Millisecond)
 
 	// readersPatience is how long a moment is waited for when nobody reads the tenant; after
-	// that no reader is let in, and those that read get as long as readersLast.
-	readersPatience = 30 * time.Second
+	// that no reader is let in, and those that read get as long as readersLast. Who needs the
+	// turn of cuts, such as a push with the tenant's first late samples, waits meanwhile.
+	readersPatience = 5 * time.Second
 	readersLast     = 500 * time.Millisecond
 	// evictAgain is how long after an eviction that did not come about it is tried again.
 	evictAgain = 10 * time.Minute
@@ -90,7 +95,9 @@ type evictions struct {
 // worthIt reports whether a head with so many series and such a span is relieved by letting
 // go as many as gone.
 func worthIt(gone int, series uint64, span int64) bool {
-	return gone >= evictLeast && uint64(gone) >= series/evictShare && span < blockRange.Milliseconds()/2*3-cutSoon
+	untilCut := blockRange.Milliseconds()/2*3 - span
+	soon := -cutSoon < untilCut && untilCut <= cutSoon
+	return gone >= evictLeast && uint64(gone) >= series/evictShare && !soon
 }
 
 // lookAtSeries counts the series of a tenant, and evicts those that are gone if it is worth
@@ -227,7 +234,7 @@ func (t *tenantDB) choose(ctx context.Context, db *tsdb.DB) (*eviction, error) {
 	err := t.eachSegment(ctx, func(s *segment) {
 		now, oldest := minuteOf(db.Head().MaxTime()), db.Head().MinTime()
 		s.each(func(x *entry) {
-			if x.lastT >= oldest && x.gone(now.since(x.seen)) {
+			if len(e.refs) < evictMost && x.lastT >= oldest && x.gone(now.since(x.seen)) {
 				e.refs = append(e.refs, x.ref())
 				e.known[x.ref()] = struct{}{}
 				e.until = max(e.until, x.lastT)

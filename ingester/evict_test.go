@@ -196,6 +196,7 @@ func TestASeriesThatIsSentWhileItIsEvictedLosesNothing(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			f := newFixture(t)
 			f.three(70 * time.Minute)
+			f.push(acme, sample{"on", 30 * time.Second, 1}) // The first late sample waits for the eviction.
 			open, err := f.Querier(acme, math.MinInt64, math.MaxInt64)
 			require.NoError(t, err)
 			done := f.begin()
@@ -291,6 +292,8 @@ func TestEvictionsHaveToBeWorthABlock(t *testing.T) {
 		"a small tenant":  {evictLeast - 1, evictLeast, hour, false},
 		"soon to be cut":  {100_000, 100_000, 3*hour - cutSoon, false},
 		"just before":     {100_000, 100_000, 3*hour - cutSoon - 1, true},
+		"still soon":      {100_000, 100_000, 3*hour + cutSoon - 1, false},
+		"overdue":         {100_000, 100_000, 3*hour + cutSoon, true},
 		"nothing is gone": {0, 0, 0, false},
 	} {
 		require.Equal(t, c.want, worthIt(c.gone, c.series, c.span), name)
