@@ -169,7 +169,8 @@ func (s *sharing) add() *sharer {
 	q := &sharer{id: fmt.Sprintf("querier-%d", len(s.sharers)), tally: &tally{Bucket: s.files, read: map[string]int{}}, listener: bufconn.Listen(1 << 20)}
 	q.rig = newRig(s.t, rigOption{bucket: q.tally})
 	q.Share(member{s, q.id}, member{s, q.id}, nil)
-	q.server = grpc.NewServer(grpc.StreamInterceptor(func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	// Stop waits for calls, which write below the test's folder.
+	q.server = grpc.NewServer(grpc.WaitForHandlers(true), grpc.StreamInterceptor(func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 		if q.hang != nil {
 			select {
 			case <-q.hang:
