@@ -71,10 +71,10 @@ func plainly(o *tsdb.Options) {
 func removeSnapshots(dir string) error {
 	var err error
 	for _, folder := range []string{dir, filepath.Join(dir, tsdbFolder)} {
-		found, globErr := filepath.Glob(filepath.Join(folder, snapshotPrefix+"*"))
-		err = errors.Join(err, globErr)
-		for _, snapshot := range found {
-			err = errors.Join(err, os.RemoveAll(snapshot))
+		found, findErr := namesIn(folder, isSnapshot)
+		err = errors.Join(err, findErr)
+		for _, name := range found {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(folder, name)))
 		}
 	}
 	if err != nil {

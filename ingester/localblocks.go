@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -84,22 +85,27 @@ func openLocalBlocks(id tenant.ID, dir string, all *openBlocks, log *slog.Logger
 // removeUnfinished removes the blocks that were being written or deleted when the
 // process died.
 func (l *localBlocks) removeUnfinished() error {
-	for _, suffix := range []string{".tmp-for-creation", deletedSuffix, ".tmp"} {
-		left, err := filepath.Glob(filepath.Join(l.dir, "*"+suffix))
-		if err != nil {
-			return err
-		}
-		for _, path := range left {
-			name := filepath.Base(path)
-			if _, err := ulid.ParseStrict(name[:len(name)-len(suffix)]); err != nil {
-				continue
-			}
-			if err := os.RemoveAll(path); err != nil {
-				return fmt.Errorf("remove an unfinished block: %w", err)
-			}
+	left, err := namesIn(l.dir, isUnfinished)
+	if err != nil {
+		return fmt.Errorf("find unfinished blocks: %w", err)
+	}
+	for _, name := range left {
+		if err := os.RemoveAll(filepath.Join(l.dir, name)); err != nil {
+			return fmt.Errorf("remove an unfinished block: %w", err)
 		}
 	}
 	return nil
+}
+
+// isUnfinished reports whether it is the name of a block that is being written or deleted.
+func isUnfinished(name string) bool {
+	for _, suffix := range []string{".tmp-for-creation", deletedSuffix, ".tmp"} {
+		block, ok := strings.CutSuffix(name, suffix)
+		if _, err := ulid.ParseStrict(block); ok && err == nil {
+			return true
+		}
+	}
+	return false
 }
 
 // read reads what the meta.json of a block in the folder says.

@@ -175,13 +175,13 @@ const temporarySuffix = ".tmp-"
 
 // removeTemporaries removes what writeFile left in dir when the process died.
 func removeTemporaries(dir string) error {
-	left, err := filepath.Glob(filepath.Join(dir, "*"+temporarySuffix+"*"))
+	left, err := namesIn(dir, func(name string) bool { return strings.Contains(name, temporarySuffix) })
 	if err != nil {
-		return err
+		return fmt.Errorf("find unfinished files: %w", err)
 	}
-	for _, path := range left {
-		if err := os.RemoveAll(path); err != nil {
-			return err
+	for _, name := range left {
+		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
+			return fmt.Errorf("remove an unfinished file: %w", err)
 		}
 	}
 	return nil

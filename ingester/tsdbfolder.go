@@ -103,7 +103,7 @@ func takeSnapshots(dir, folder string) error {
 	if err := os.MkdirAll(folder, 0o750); err != nil {
 		return err
 	}
-	newer, err := filepath.Glob(filepath.Join(dir, snapshotPrefix+"*"))
+	newer, err := namesIn(dir, isSnapshot)
 	if err != nil {
 		return err
 	}
@@ -112,15 +112,15 @@ func takeSnapshots(dir, folder string) error {
 		return err
 	}
 	for _, entry := range entries {
-		if len(newer) == 0 && strings.HasPrefix(entry.Name(), snapshotPrefix) {
+		if len(newer) == 0 && isSnapshot(entry.Name()) {
 			continue
 		}
 		if err := os.RemoveAll(filepath.Join(folder, entry.Name())); err != nil {
 			return err
 		}
 	}
-	for _, path := range newer {
-		if err := os.Rename(path, filepath.Join(folder, filepath.Base(path))); err != nil {
+	for _, name := range newer {
+		if err := os.Rename(filepath.Join(dir, name), filepath.Join(folder, name)); err != nil {
 			return err
 		}
 	}
@@ -130,6 +130,8 @@ func takeSnapshots(dir, folder string) error {
 // snapshotPrefix is what the names of snapshots of a head begin with. What is unfinished of
 // them the TSDB removes.
 const snapshotPrefix = "chunk_snapshot."
+
+func isSnapshot(name string) bool { return strings.HasPrefix(name, snapshotPrefix) }
 
 func hasFiles(dir string) bool {
 	entries, err := os.ReadDir(dir)

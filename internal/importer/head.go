@@ -177,11 +177,14 @@ func floor(t, width int64) int64 { return t - ((t%width)+width)%width }
 func named(dir string) (job, error) {
 	hash := sha256.New()
 	files := []string{filepath.Join(dir, "index")}
-	segments, err := filepath.Glob(filepath.Join(dir, "chunks", "*"))
+	segments, err := os.ReadDir(filepath.Join(dir, "chunks"))
 	if err != nil {
 		return job{}, err
 	}
-	for _, file := range append(files, segments...) {
+	for _, segment := range segments {
+		files = append(files, filepath.Join(dir, "chunks", segment.Name()))
+	}
+	for _, file := range files {
 		f, err := os.Open(file)
 		if err != nil {
 			return job{}, err
