@@ -67,7 +67,7 @@ func newEvictionMetrics(f promauto.Factory) evictionMetrics {
 		}),
 		evictionsPutOff: f.NewCounter(prometheus.CounterOpts{
 			Name: "hundredfold_ingester_evictions_put_off_total",
-			Help: "Times that such series stayed because queries never paused or one of them was sent again.",
+			Help: "Times that such series stayed because queries never paused, one of them was sent again, or the disk was full.",
 		}),
 		evictionPause: f.NewHistogram(prometheus.HistogramOpts{
 			Name:    "hundredfold_ingester_eviction_pause_seconds",
@@ -117,7 +117,7 @@ func (t *tenantDB) lookAtSeries(ctx context.Context, db *tsdb.DB) error {
 	if idled {
 		err = t.evict(ctx, db)
 	}
-	if errors.Is(err, errReaders) || errors.Is(err, errReturned) {
+	if errors.Is(err, errReaders) || errors.Is(err, errReturned) || errors.Is(err, errDisk) {
 		t.ing.metrics.evictionsPutOff.Inc()
 		t.evictions.after = now.Add(evictAgain)
 		t.log.Info("Series that get no more samples stay in memory for now; it is tried again", "series", c.gone, "cause", err)
@@ -159,13 +159,13 @@ func (e *eviction) touch(ref storage.SeriesRef, t int64) {
 // keeps a series only if its newest sample is newer than all that was in the head at the
 // beginning. If one got another sample meanwhile nothing is dropped.
 func (t *tenantDB) evict(ctx context.Context, db *tsdb.DB) error {
-	if err := t.roomToCut(); err != nil {
-		return err
-	}
 	if err := t.cutting.take(ctx); err != nil {
 		return err
 	}
 	defer t.cutting.give()
+	if err := t.roomToCut(); err != nil {
+		return err
+	}
 	start := time.Now()
 	e, err := t.choose(ctx, db)
 	if err != nil || e == nil {
@@ -234,7 +234,8 @@ func (t *tenantDB) choose(ctx context.Context, db *tsdb.DB) (*eviction, error) {
 	err := t.eachSegment(ctx, func(s *segment) {
 		now, oldest := minuteOf(db.Head().MaxTime()), db.Head().MinTime()
 		s.each(func(x *entry) {
-			if len(e.refs) < evictMost && x.lastT >= oldest && x.gone(now.since(x.seen)) {
+			// Those that the census has not seen yet age from when it does.
+			if len(e.refs) < evictMost && x.seen > 0 && x.lastT >= oldest && x.gone(now.since(x.seen)) {
 				e.refs = append(e.refs, x.ref())
 				e.known[x.ref()] = struct{}{}
 				e.until = max(e.until, x.lastT)

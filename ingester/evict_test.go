@@ -272,6 +272,31 @@ func TestARoundPutsAnEvictionOffWhileTheTenantIsReadAllTheTime(t *testing.T) {
 	require.Equal(t, 1, f.inHead())
 }
 
+func TestAFullDiskPutsAnEvictionOff(t *testing.T) {
+	f := newFixture(t)
+	f.many(evictLeast)
+	f.disk.statf, f.disk.checked = func(string) (uint64, bool, error) { return diskReserve, false, nil }, time.Time{}
+	f.round(acme)
+	require.Equal(t, evictLeast+1, f.inHead())
+	require.Equal(t, 1.0, testutil.ToFloat64(f.metrics.evictionsPutOff))
+	f.disk.statf, f.disk.checked = statfs, time.Time{}
+	f.round(acme)
+	require.Equal(t, evictLeast+1, f.inHead(), "not at once")
+	f.advance(evictAgain)
+	f.round(acme)
+	require.Equal(t, 1, f.inHead())
+}
+
+func TestASeriesThatWasJustFoundInTheHeadIsNotEvicted(t *testing.T) {
+	f := newFixture(t)
+	f.three(70 * time.Minute)
+	require.NoError(t, f.lookup(acme).eachSegment(context.Background(), func(s *segment) {
+		s.each(func(e *entry) { e.seen = 0 })
+	}))
+	require.NoError(t, f.evict(acme))
+	require.Equal(t, 3, f.inHead(), "nobody knows when it got its last sample")
+}
+
 func TestAnAdoptedDirectoryKeepsItsSeriesUntilTheCut(t *testing.T) {
 	f, _, _ := adopting(t)
 	f.many(evictLeast)
