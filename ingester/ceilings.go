@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"strconv"
 	"sync"
 	"time"
@@ -25,10 +24,13 @@ const (
 	filesPerTenant = 4
 	// mapsPerTenant is how many regions of memory it may map.
 	mapsPerTenant = 2
-	// filesOfProcess and mapsOfProcess are what it takes without any tenant: connections,
-	// blocks that are read or written, the heap, stacks.
-	filesOfProcess = 1000
-	mapsOfProcess  = 1000
+	// takenByBlocks is how many files, and maps, the local blocks take that stay open, however
+	// many there are on disk: an index and a file of chunks each.
+	takenByBlocks = 2 * mostOpenBlocks
+	// filesOfProcess and mapsOfProcess are what it takes without any tenant: those blocks,
+	// connections, blocks that are read or written, the heap, stacks.
+	filesOfProcess = 1000 + takenByBlocks
+	mapsOfProcess  = 1000 + takenByBlocks
 
 	// ceilingFull is the share of a limit above which no tenant comes anew. The rest is for
 	// those that are there: their cuts, uploads, queries and senders.
@@ -127,13 +129,14 @@ func (c *ceiling) usedLocked() int64 {
 	return c.n
 }
 
-// admit says why no tenant may come anew, or takes the part of one.
-func (c *ceiling) admit(id tenant.ID) *write.SeriesError {
+// admit says why no tenant may come anew, or takes the part of one. Who is known comes back
+// in any case.
+func (c *ceiling) admit(id tenant.ID, known bool) *write.SeriesError {
 	limit := c.limit()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	n := c.usedLocked()
-	if limit <= 0 || n == 0 || float64(n+c.each) <= ceilingFull*float64(limit) {
+	if known || limit <= 0 || n == 0 || float64(n+c.each) <= ceilingFull*float64(limit) {
 		c.n += c.each
 		return nil
 	}
@@ -144,8 +147,8 @@ func (c *ceiling) admit(id tenant.ID) *write.SeriesError {
 }
 
 // warn says so if the limit is too low for the tenants that there are.
-func (c *ceiling) warn(tenants int, blocks int64, logger *slog.Logger) {
-	limit, need := c.limit(), c.base+int64(tenants)*c.each+blocks
+func (c *ceiling) warn(tenants int, logger *slog.Logger) {
+	limit, need := c.limit(), c.base+int64(tenants)*c.each
 	if limit <= 0 || float64(need) <= ceilingFull*float64(limit) {
 		return
 	}
@@ -155,22 +158,17 @@ func (c *ceiling) warn(tenants int, blocks int64, logger *slog.Logger) {
 
 // warnOfCeilings compares the limits with what the tenants on disk need.
 func (i *Ingester) warnOfCeilings(ids []tenant.ID) {
-	var files int64
-	for _, id := range ids {
-		blocks, err := filepath.Glob(filepath.Join(i.cfg.dirOf(id), "*", "index"))
-		if err == nil {
-			files += 2 * int64(len(blocks)) // An index and a file of chunks, open and mapped.
-		}
-	}
 	for _, c := range i.ceilings {
-		c.warn(len(ids), files, i.logger)
+		c.warn(len(ids), i.logger)
 	}
 }
 
-// refuseNew says why tenant id, which has no TSDB here, must not have one.
+// refuseNew says why tenant id, which has no TSDB here, must not have one. A tenant with a
+// folder is not new: its TSDB was closed since it was idle, or is being opened anew.
 func (i *Ingester) refuseNew(id tenant.ID) *write.SeriesError {
+	known := isDir(i.cfg.dirOf(id))
 	for _, c := range i.ceilings {
-		if why := c.admit(id); why != nil {
+		if why := c.admit(id, known); why != nil {
 			return why
 		}
 	}
