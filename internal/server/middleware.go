@@ -41,7 +41,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		}),
 		refused: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "hundredfold_http_refused_total",
-			Help: "What http.web_config_file has turned away before any route, by reason: wrong_password (or user), no_password, handshake (of TLS: no certificate, or one that is not accepted), rate (of requests), configuration (the file cannot be read).",
+			Help: "What http.web_config_file has turned away before any route, by reason: wrong_password (or user), no_password, handshake (of TLS: no certificate, or one that is not accepted), protocol (not TLS, or not a version that both speak, or our certificate is not accepted), rate (of requests), configuration (the file cannot be read).",
 		}, []string{"reason"}),
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/hundredfold/hundredfold/internal/audit"
@@ -49,22 +50,53 @@ func (s *Server) refuse(reason string, level slog.Level, args ...any) {
 	}
 }
 
+// handshakeFailed counts and logs a connection that came to nothing for what the two sides
+// said to each other. cause is the words of net/http.
+func (s *Server) handshakeFailed(by, cause string) {
+	if aboutTheirCertificate(cause) {
+		s.refuse("handshake", slog.LevelWarn, "by", by, "cause", cause)
+		return
+	}
+	s.metrics.refused.WithLabelValues("protocol").Inc()
+	if unsaid, ok := s.misspoken.Allow(); ok {
+		s.logger.Warn("A connection was refused: the two sides could not agree on TLS. The cause says what the other side sent, or what it has against our certificate.",
+			"by", by, "cause", cause, "reason", "protocol", "not_logged", unsaid)
+	}
+}
+
+// connectionTroubles are what the cause begins with when a connection ended, or brought
+// nothing, in its handshake. Who connects and leaves without a word, as probes of ports do,
+// tries nothing.
+var connectionTroubles = []string{"EOF", "unexpected EOF", "read ", "write ", "set ", "context ", "use of closed ", "io: "} //nolint:gochecknoglobals // a table
+
+// connectionTrouble tells whether a handshake ended for the network's sake.
+func connectionTrouble(cause string) bool {
+	return slices.ContainsFunc(connectionTroubles, func(begin string) bool { return strings.HasPrefix(cause, begin) })
+}
+
+// aboutTheirCertificate tells whether the other side has no certificate, or none that is
+// accepted here. What the other side says ("remote error") is of ours.
+func aboutTheirCertificate(cause string) bool {
+	return strings.HasPrefix(cause, "tls: failed to verify certificate") ||
+		!strings.HasPrefix(cause, "remote error") && strings.Contains(cause, "client") && strings.Contains(cause, "cert")
+}
+
 // errorLog is a slog.Handler that takes what net/http logs of single connections.
 type errorLog struct{ s *Server }
 
-// handshakeFailed is how net/http begins to say that a connection came to nothing.
-const handshakeFailed = "http: TLS handshake error from "
+// handshakeError is how net/http begins to say that a connection came to nothing.
+const handshakeError = "http: TLS handshake error from "
 
 // Enabled implements slog.Handler.
 func (e errorLog) Enabled(context.Context, slog.Level) bool { return true }
 
 // Handle implements slog.Handler.
 func (e errorLog) Handle(ctx context.Context, record slog.Record) error {
-	failure, ok := strings.CutPrefix(record.Message, handshakeFailed)
-	// Who connects and leaves without a word, as probes of ports do, tries nothing.
-	if ok && !strings.HasSuffix(failure, ": EOF") {
-		e.s.refuse("handshake", slog.LevelWarn, "by", failure)
-		return nil
+	if failure, ok := strings.CutPrefix(record.Message, handshakeError); ok {
+		if by, cause, _ := strings.Cut(failure, ": "); !connectionTrouble(cause) {
+			e.s.handshakeFailed(by, cause)
+			return nil
+		}
 	}
 	if h := e.s.logger.Handler(); h.Enabled(ctx, record.Level) {
 		return h.Handle(ctx, record)

@@ -79,7 +79,8 @@ type Server struct {
 	listener  net.Listener
 	mux       *http.ServeMux
 
-	refused sparse.Lines // of logs of what is turned away
+	refused   sparse.Lines // of logs of what is turned away
+	misspoken sparse.Lines // of logs of connections that do not speak TLS as we do
 }
 
 // Open checks that cfg may be served under auth, listens, and adds the routes

@@ -374,7 +374,92 @@ func TestAConnectionWithoutACertificateThatIsAskedForIsCountedAndLogged(t *testi
 	require.Error(t, err)
 	require.NoError(t, s.stop())
 	require.EqualValues(t, 1, testutil.ToFloat64(s.metrics.refused.WithLabelValues("handshake")))
-	require.Regexp(t, `"by":"127\.0\.0\.1:[0-9]+: tls: client didn't provide a certificate"`, logged.String())
+	require.Regexp(t, `"by":"127\.0\.0\.1:[0-9]+","cause":"tls: client didn't provide a certificate"`, logged.String())
+	require.Contains(t, logged.String(), "could not prove who they are")
+}
+
+func TestHandshakesThatFailForOtherReasonsAccuseNobody(t *testing.T) {
+	dir := t.TempDir()
+	cert, key := selfSigned(t, dir)
+	path := filepath.Join(dir, "web.yml")
+	require.NoError(t, os.WriteFile(path, fmt.Appendf(nil, "tls_server_config: {cert_file: %s, key_file: %s}\n", cert, key), 0o600))
+	for _, c := range []struct {
+		name  string
+		talk  func(t *testing.T, conn *net.TCPConn)
+		cause string // "": connection trouble, which is not worth a line
+	}{
+		{"nothing", func(*testing.T, *net.TCPConn) {}, ""},
+		{"half a record", func(t *testing.T, conn *net.TCPConn) {
+			_, err := conn.Write([]byte{22, 3, 1, 0, 200, 1})
+			require.NoError(t, err)
+		}, ""},
+		{"a reset", func(t *testing.T, conn *net.TCPConn) {
+			_, err := conn.Write([]byte{22, 3, 1, 0, 200, 1})
+			require.NoError(t, err)
+			require.NoError(t, conn.SetLinger(0))
+		}, ""},
+		{"plain HTTP", func(t *testing.T, conn *net.TCPConn) {
+			_, err := conn.Write([]byte("GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n"))
+			require.NoError(t, err)
+			_, err = io.Copy(io.Discard, conn)
+			require.NoError(t, err)
+		}, "client sent an HTTP request to an HTTPS server"},
+		{"no trust", func(t *testing.T, conn *net.TCPConn) {
+			require.Error(t, tls.Client(conn, &tls.Config{RootCAs: x509.NewCertPool(), ServerName: "localhost"}).HandshakeContext(t.Context()))
+		}, "remote error: tls: bad certificate"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			logged := &lines{}
+			s := startLogging(t, Config{ListenAddress: "127.0.0.1:0", WebConfigFile: path},
+				slog.New(slog.NewJSONHandler(logged, &slog.HandlerOptions{Level: slog.LevelDebug})))
+			conn, err := net.Dial("tcp", s.Address())
+			require.NoError(t, err)
+			c.talk(t, conn.(*net.TCPConn))
+			require.NoError(t, conn.Close())
+			require.Eventually(t, func() bool {
+				return strings.Contains(logged.String(), `TLS handshake error`) || strings.Contains(logged.String(), `"cause"`)
+			}, 10*time.Second, time.Millisecond)
+			require.NoError(t, s.stop())
+			require.NotContains(t, logged.String(), "prove who they are")
+			require.Zero(t, testutil.ToFloat64(s.metrics.refused.WithLabelValues("handshake")))
+			counted := 0
+			if c.cause != "" {
+				counted = 1
+				require.Regexp(t, `"level":"WARN".*"by":"127\.0\.0\.1:[0-9]+","cause":"`+c.cause, logged.String())
+			} else {
+				require.NotContains(t, logged.String(), `"level":"WARN"`)
+			}
+			require.EqualValues(t, counted, testutil.ToFloat64(s.metrics.refused.WithLabelValues("protocol")))
+		})
+	}
+}
+
+func TestCausesOfFailedHandshakesAreToldApart(t *testing.T) {
+	for cause, want := range map[string]string{
+		"read tcp 127.0.0.1:1->127.0.0.1:2: i/o timeout":                    "connection",
+		"read tcp 127.0.0.1:1->127.0.0.1:2: read: connection reset by peer": "connection",
+		"write tcp 127.0.0.1:1->127.0.0.1:2: write: broken pipe":            "connection",
+		"EOF":              "connection",
+		"context canceled": "connection",
+		"tls: client didn't provide a certificate":                                         "handshake",
+		"tls: failed to verify certificate: x509: certificate signed by unknown authority": "handshake",
+		"tls: invalid signature by the client certificate: crypto/rsa: verification error": "handshake",
+		"could not find allowed SANs in client cert, found: [a]":                           "handshake",
+		"client sent an HTTP request to an HTTPS server":                                   "protocol",
+		"tls: first record does not look like a TLS handshake":                             "protocol",
+		"tls: client offered only unsupported versions: [301]":                             "protocol",
+		"remote error: tls: unknown certificate authority":                                 "protocol",
+		"remote error: tls: expired certificate of a client":                               "protocol",
+	} {
+		got := "protocol"
+		switch {
+		case connectionTrouble(cause):
+			got = "connection"
+		case aboutTheirCertificate(cause):
+			got = "handshake"
+		}
+		require.Equal(t, want, got, cause)
+	}
 }
 
 func TestConfigurationFaultsAreAllReported(t *testing.T) {
