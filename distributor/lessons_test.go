@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
 
@@ -41,13 +42,27 @@ func TestLabelsForAnIngesterThatLostItsDiskAreSentAFewAtATime(t *testing.T) {
 	rep.set(func() { rep.holdLabelled = make(chan struct{}) })
 	push := func(round int64) {
 		result, err := r.Push(t.Context(), "team", batchOf(1000, now+round))
-		require.NoError(t, err)
-		require.Equal(t, 1000, result.Written.Samples)
+		assert.NoError(t, err)
+		assert.Equal(t, 1000, result.Written.Samples)
 	}
-	push(1)
-	underWay := r.lessonsOf(rep.id)
-	require.Greater(t, underWay, int64(7<<10))
-	require.Less(t, underWay, int64(9<<10))
+	// The others keep the push from returning until it has begun to teach the third.
+	quorum := make(chan struct{})
+	others := func(hold chan struct{}) {
+		for k := range 2 {
+			r.at(k).set(func() { r.at(k).hold = hold })
+		}
+	}
+	others(quorum)
+	pushed := make(chan struct{})
+	go func() {
+		defer close(pushed)
+		push(1)
+	}()
+	r.eventually(func() bool { return r.lessonsOf(rep.id) > 7<<10 })
+	require.Less(t, r.lessonsOf(rep.id), int64(9<<10))
+	others(nil)
+	close(quorum)
+	<-pushed
 	resent, putOff := r.metrics.resent.WithLabelValues(rep.id), r.metrics.putOff.WithLabelValues(rep.id)
 	require.Less(t, testutil.ToFloat64(resent), 500.0)
 	require.InDelta(t, 1000, testutil.ToFloat64(resent)+testutil.ToFloat64(putOff), 2, "all but what comes with labels to be checked")
