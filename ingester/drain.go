@@ -227,7 +227,8 @@ func (t *tenantDB) wipe() error {
 }
 
 // empty cuts the whole head and uploads all blocks. It returns the local blocks and
-// how many were cut.
+// how many were cut. Nothing is uploaded before a deletion is carried out, so one that fails
+// ends it, and the drain says why; maintenance goes on meanwhile, and makes room.
 func (t *tenantDB) empty(ctx context.Context) (blocks []ulid.ULID, cut int, err error) {
 	if err := t.repair(); err != nil {
 		return nil, 0, err

@@ -320,7 +320,7 @@ func (l *localBlocks) rewrite(ctx context.Context, compactor tsdb.Compactor, min
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if !b.overlaps(mint, maxt) && !hasTombstones(b.dir) {
+		if !b.toRewrite(mint, maxt) {
 			continue
 		}
 		if err := l.rewriteOne(b, compactor, change); err != nil {
@@ -328,6 +328,33 @@ func (l *localBlocks) rewrite(ctx context.Context, compactor tsdb.Compactor, min
 		}
 	}
 	return nil
+}
+
+// toRewrite reports whether rewrite opens the block.
+func (b *localBlock) toRewrite(mint, maxt int64) bool {
+	return b.overlaps(mint, maxt) || hasTombstones(b.dir)
+}
+
+// largestToRewrite opens the blocks that rewrite will open, and returns the size of the
+// largest.
+func (l *localBlocks) largestToRewrite(mint, maxt int64) (bytes int64, err error) {
+	var errs []error
+	for _, b := range l.get() {
+		if !b.toRewrite(mint, maxt) {
+			continue
+		}
+		block, release, err := b.acquire()
+		if errors.Is(err, errGone) {
+			continue
+		}
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		bytes = max(bytes, block.Size())
+		release()
+	}
+	return bytes, errors.Join(errs...)
 }
 
 // hasTombstones reports whether there are any, or may be.

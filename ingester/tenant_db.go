@@ -338,17 +338,31 @@ func (t *tenantDB) growth() int64 {
 	return t.gate.growth()
 }
 
-// maintain does one round of work for the tenant.
+// maintain does one round of work for the tenant. A deletion that cannot be carried out
+// holds up uploads, which look for it themselves, and nothing else: cuts bound the memory, and
+// blocks that need not be here any more make the room that a deletion may be waiting for.
 func (t *tenantDB) maintain(ctx context.Context) error {
 	if err := t.repair(); err != nil {
 		return err
 	}
-	if t.deletionsDue.Load() {
-		if _, err := t.ing.ApplyDeletions(ctx, t.id); err != nil {
-			return err
-		}
-		t.deletionsDue.Store(false)
+	deleted := t.applyDue(ctx)
+	return errors.Join(deleted, t.work(ctx, deleted == nil))
+}
+
+// applyDue carries out the deletions that are due.
+func (t *tenantDB) applyDue(ctx context.Context) error {
+	if !t.deletionsDue.Swap(false) {
+		return nil
 	}
+	_, err := t.ing.ApplyDeletions(ctx, t.id)
+	if err != nil {
+		t.deletionsDue.Store(true)
+	}
+	return err
+}
+
+// work is what maintain does once it has looked at deletions; settled says that none is due.
+func (t *tenantDB) work(ctx context.Context, settled bool) error {
 	t.working.Lock()
 	defer t.working.Unlock()
 	db, release, err := t.acquire()
@@ -367,7 +381,7 @@ func (t *tenantDB) maintain(ctx context.Context) error {
 	// What relieves the disk goes on when it is full: uploads and deletions.
 	err = errors.Join(t.cut(ctx, db, idle), t.lookAtSeries(ctx, db), t.shipSome(ctx), t.meta.save(), t.lookAtIndex(ctx, db), t.deleteShipped(db), t.tidyPlacements(db))
 	release()
-	if err == nil && idle {
+	if err == nil && idle && settled {
 		err = t.retire()
 	}
 	return err
@@ -523,7 +537,8 @@ func (t *tenantDB) cutJitter() time.Duration {
 	return time.Duration(h.Sum64() % uint64(maxCutJitter))
 }
 
-// flush cuts everything, up to the newest sample, and uploads it.
+// flush cuts everything, up to the newest sample, and uploads it. Nothing is uploaded before
+// a deletion is carried out, so one that fails ends it.
 func (t *tenantDB) flush(ctx context.Context) error {
 	if _, err := t.ing.ApplyDeletions(ctx, t.id); err != nil {
 		return err
