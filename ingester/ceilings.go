@@ -19,8 +19,9 @@ import (
 
 const (
 	// filesPerTenant is how many files a TSDB may hold open: the segment of its log, the
-	// folder of its head's files, and one of those or the log of late samples. Local blocks
-	// are of the process: see mostOpenBlocks.
+	// folder of its head's files, and one of those, twice, or the log of late samples too.
+	// A small one has two of them open until it is replayed after a crash, which writes its
+	// complete chunks to a file. Local blocks are of the process: see mostOpenBlocks.
 	filesPerTenant = 4
 	// mapsPerTenant is how many regions of memory it may map.
 	mapsPerTenant = 2
@@ -129,26 +130,30 @@ func (c *ceiling) usedLocked() int64 {
 	return c.n
 }
 
-// admit says why no tenant may come anew, or takes the part of one. Who is known comes back
-// in any case.
-func (c *ceiling) admit(id tenant.ID, known bool) *write.SeriesError {
+// need is what the process needs at most with so many tenants.
+func (c *ceiling) need(tenants int) int64 { return c.base + int64(tenants)*c.each }
+
+// admit says why no tenant may come anew to so many that there are, or takes the part of
+// one. Who is known comes back in any case. What a restart after a crash needs counts, too:
+// who was taken in must be found again.
+func (c *ceiling) admit(id tenant.ID, known bool, tenants int) *write.SeriesError {
 	limit := c.limit()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	n := c.usedLocked()
-	if known || limit <= 0 || n == 0 || float64(n+c.each) <= ceilingFull*float64(limit) {
+	if known || limit <= 0 || n == 0 || float64(max(n+c.each, c.need(tenants+1))) <= ceilingFull*float64(limit) {
 		c.n += c.each
 		return nil
 	}
 	return &write.SeriesError{
 		Reason: write.ReasonInstanceTenantLimit,
-		Detail: fmt.Sprintf("tenant %s has nothing here yet and is refused for now: the process has %d %s and its limit is %d; the tenants that it has go on", id, n, c.what, limit),
+		Detail: fmt.Sprintf("tenant %s has nothing here yet and is refused for now: the process has %d %s, its %d tenants may need %d, and its limit is %d; they go on", id, n, c.what, tenants, c.need(tenants), limit),
 	}
 }
 
 // warn says so if the limit is too low for the tenants that there are.
 func (c *ceiling) warn(tenants int, logger *slog.Logger) {
-	limit, need := c.limit(), c.base+int64(tenants)*c.each
+	limit, need := c.limit(), c.need(tenants)
 	if limit <= 0 || float64(need) <= ceilingFull*float64(limit) {
 		return
 	}
@@ -167,8 +172,11 @@ func (i *Ingester) warnOfCeilings(ids []tenant.ID) {
 // folder is not new: its TSDB was closed since it was idle, or is being opened anew.
 func (i *Ingester) refuseNew(id tenant.ID) *write.SeriesError {
 	known := isDir(i.cfg.dirOf(id))
+	i.mu.RLock()
+	tenants := len(i.mu.tenants)
+	i.mu.RUnlock()
 	for _, c := range i.ceilings {
-		if why := c.admit(id, known); why != nil {
+		if why := c.admit(id, known, tenants); why != nil {
 			return why
 		}
 	}

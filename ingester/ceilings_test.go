@@ -39,7 +39,7 @@ func TestNewTenantsAreRefusedNearALimitOfTheOperatingSystem(t *testing.T) {
 	require.Equal(t, 2, result.Rejected[0].Count)
 	require.Equal(t, write.ReasonInstanceTenantLimit, result.Rejected[0].Reason)
 	require.Equal(t, write.ClassUnavailable, result.Rejected[0].Class())
-	require.ErrorContains(t, result.Err(), "tenant late-comer has nothing here yet and is refused for now: the process has 87 open files and its limit is 100")
+	require.ErrorContains(t, result.Err(), "tenant late-comer has nothing here yet and is refused for now: the process has 87 open files, its 2 tenants may need 18, and its limit is 100")
 	_, err := f.Push(context.Background(), "late-comer", &write.Batch{Metadata: []write.Metadata{{Metric: "m", Metadata: metadata.Metadata{Help: "h"}}}})
 	require.ErrorContains(t, err, "instance_tenant_limit")
 	require.Nil(t, f.lookup("late-comer"))
@@ -84,18 +84,25 @@ func TestTenantsCountBeforeTheirFilesDo(t *testing.T) {
 	c := testCeiling(&used)
 	c.keep = time.Hour
 	admitted := 0
-	for c.admit("t", false) == nil {
+	for c.admit("t", false, 0) == nil {
 		admitted++
 	}
 	require.Equal(t, 2, admitted)
 }
 
+func TestTenantsAreRefusedThatTheLimitHasNoRoomForAfterACrash(t *testing.T) {
+	used := int64(50) // Two files each, and twice that after a crash.
+	require.Nil(t, testCeiling(&used).admit("t", false, 19))
+	require.ErrorContains(t, testCeiling(&used).admit("t", false, 20), "the process has 50 open files, its 20 tenants may need 90, and its limit is 100")
+	require.Nil(t, testCeiling(&used).admit("t", true, 20))
+}
+
 func TestAnUnknownLimitRefusesNobody(t *testing.T) {
 	used := int64(0)
-	require.Nil(t, testCeiling(&used).admit("t", false))
+	require.Nil(t, testCeiling(&used).admit("t", false, 0))
 	c := testCeiling(&used)
 	used, c.limit = 1000, func() int64 { return 0 }
-	require.Nil(t, c.admit("t", false))
+	require.Nil(t, c.admit("t", false, 0))
 }
 
 func TestOpenFilesAndMapsAreCounted(t *testing.T) {

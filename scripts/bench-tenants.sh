@@ -2,8 +2,8 @@
 # What small tenants cost: starts .bin/hundredfold on an empty directory, sends it SPAN of
 # TENANTS tenants of 100 series each at 15 s, and prints CPU seconds per million samples,
 # memory and open files per tenant, what the process does when nothing comes, and how long
-# the next start takes after a kill and after a clean stop. A tenant holds two files open: see to it
-# that `ulimit -Hn` is above 2.3 times TENANTS, or the last ones are refused.
+# the next start takes after a kill and after a clean stop. A tenant is counted with four open
+# files: see to it that `ulimit -Hn` is above 1,700 + 4.5 times TENANTS, or the last ones are refused.
 #
 # TENANTS, SPAN, PROTOCOL and SENDERS change the load. HEAP=FILE also writes a profile of
 # what is alive on the heap.
