@@ -125,21 +125,23 @@ func TestOpenFilesAndMapsAreCounted(t *testing.T) {
 
 func TestTenantFoldersAreComparedWithTheLimitsAtTheStart(t *testing.T) {
 	// Of 2,000 that there are, 1,800 may be taken: 1,000 by the process, 512 by the blocks that stay
-	// open of the 10 in each folder, and 4 files and 2 maps by each tenant.
+	// open of those on disk, and 4 files and 2 maps by each tenant.
 	for _, c := range []struct {
-		tenants int
-		want    []string
+		tenants, blocks int // blocks of each
+		want            []string
 	}{
-		{72, nil},
-		{73, []string{`limit_of="open files" limit=2000 need=1804 tenants=73 fix="let the process open 2706: `}},
-		{144, []string{`limit_of="open files" limit=2000 need=2088 tenants=144`}},
-		{145, []string{`limit_of="open files" limit=2000 need=2092 tenants=145`, `limit_of="memory maps" limit=2000 need=1802 tenants=145 fix="let a process have 2703: `}},
+		{72, 10, nil},
+		{73, 0, []string{`limit_of="open files" limit=2000 need=1804 tenants=73 fix="let the process open 2706: `}},
+		{144, 0, []string{`limit_of="open files" limit=2000 need=2088 tenants=144`}},
+		{145, 0, []string{`limit_of="open files" limit=2000 need=2092 tenants=145`, `limit_of="memory maps" limit=2000 need=1802 tenants=145 fix="let a process have 2703: `}},
 	} {
 		f := newFixture(t)
 		for k := range c.tenants {
-			for range 10 {
-				block := filepath.Join(f.dir, "ingester", fmt.Sprint("t", k), ulid.Make().String())
-				require.NoError(t, os.MkdirAll(block, 0o750))
+			folder := filepath.Join(f.dir, "ingester", fmt.Sprint("t", k))
+			require.NoError(t, os.Mkdir(folder, 0o750))
+			for range c.blocks {
+				block := filepath.Join(folder, ulid.Make().String())
+				require.NoError(t, os.Mkdir(block, 0o750))
 				require.NoError(t, os.WriteFile(filepath.Join(block, "index"), nil, 0o600))
 			}
 		}
