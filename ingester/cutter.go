@@ -84,12 +84,26 @@ func (c *cutter) list() {
 // cut has the TSDB cut, and removes what that wrote if the head still has all of it.
 func (c *cutter) cut(by func() error) (err error) {
 	defer func() {
-		for _, b := range c.staged {
-			err = errors.Join(err, removeBlock(b.dir))
+		dirs := make([]string, len(c.staged))
+		for k, b := range c.staged {
+			dirs[k] = b.dir
 		}
 		c.staged = nil
+		err = errors.Join(err, undo(dirs))
 	}()
 	return by()
+}
+
+// undo removes blocks that were cut, whose samples the head still has. The last one goes
+// first, and if it cannot, all stay: of shards it alone says that the head was cut, and with
+// it the replay of the log leaves out what was in the others.
+func undo(dirs []string) error {
+	for _, dir := range slices.Backward(dirs) {
+		if err := removeBlock(dir); err != nil {
+			return fmt.Errorf("remove what a cut that failed has written: %w", err)
+		}
+	}
+	return nil
 }
 
 // headCompactor is what the TSDB cuts its head with. It has no blocks to compact.
@@ -114,11 +128,11 @@ func (h headCompactor) Write(_ string, head tsdb.BlockReader, mint, maxt int64, 
 	blocks := make([]*localBlock, len(ids))
 	for k, id := range ids {
 		if blocks[k], err = c.blocks.read(id); err != nil {
-			errs := []error{fmt.Errorf("read what was cut: %w", err)}
-			for _, id := range ids {
-				errs = append(errs, removeBlock(filepath.Join(c.blocks.dir, id.String())))
+			dirs := make([]string, len(ids))
+			for k, id := range ids {
+				dirs[k] = filepath.Join(c.blocks.dir, id.String())
 			}
-			return nil, errors.Join(errs...)
+			return nil, errors.Join(fmt.Errorf("read what was cut: %w", err), undo(dirs))
 		}
 	}
 	c.staged = append(c.staged, blocks...)

@@ -3,8 +3,11 @@ package ingester
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -140,4 +143,30 @@ func TestACutThatCannotNameAllItsShardsNamesNone(t *testing.T) {
 	ids, err := compactor.Write(filepath.Join(db.Dir(), "nowhere", "\x00"), tsdb.NewRangeHead(db.Head(), noon.UnixMilli(), noon.UnixMilli()+1), noon.UnixMilli(), noon.UnixMilli()+2, nil)
 	require.Error(t, err)
 	require.Empty(t, ids)
+}
+
+func TestACutThatFailedLosesNothingThoughWhatItWroteCannotBeRemoved(t *testing.T) {
+	f := newFixture(t)
+	f.seeAll = false
+	f.advance(12 * time.Hour)
+	f.pushFleet(0, 0)
+	tdb := f.lookup(acme)
+	tdb.cutter.most = 10
+	f.pushFleet(10*time.Minute, 4*time.Hour)
+	want := f.stored(acme)
+	mint, maxt := noon.UnixMilli(), noon.Add(blockRange).UnixMilli()
+	_, err := headCompactor{&tdb.cutter}.Write("", tsdb.NewRangeHead(tdb.db.Head(), mint, maxt-1), mint, maxt, nil)
+	require.NoError(t, err)
+	shards := slices.Clone(tdb.cutter.staged)
+	require.Len(t, shards, 4)
+	inTheWay := shards[3].dir + deletedSuffix
+	require.NoError(t, os.MkdirAll(filepath.Join(inTheWay, "something"), 0o750))
+	failure := errors.New("no")
+	require.ErrorIs(t, tdb.cutter.cut(func() error { return failure }), failure)
+
+	// The last shard says that the head was cut, so the others are needed.
+	crashed := f.afterCrash()
+	crashed.seeAll = false
+	require.Equal(t, want, crashed.stored(acme))
+	require.Equal(t, want, f.stored(acme))
 }
