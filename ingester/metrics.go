@@ -11,6 +11,7 @@ type metrics struct {
 	refused             *prometheus.CounterVec
 	duplicates          prometheus.Counter
 	compared            prometheus.Counter
+	uncompared          prometheus.Counter
 	cuts                prometheus.Counter
 	cutSeconds          prometheus.Histogram
 	uploads             prometheus.Counter
@@ -89,6 +90,10 @@ func newMetrics(reg prometheus.Registerer, i *Ingester) *metrics {
 		compared: f.NewCounter(prometheus.CounterOpts{
 			Name: "hundredfold_ingester_compared_samples_total",
 			Help: "Samples not newer than their series' newest, which were compared with what is stored.",
+		}),
+		uncompared: f.NewCounter(prometheus.CounterOpts{
+			Name: "hundredfold_ingester_uncompared_samples_total",
+			Help: "Samples of those that could not be compared with a local block since its files are damaged; they are taken as if it were not there.",
 		}),
 		cuts: f.NewCounter(prometheus.CounterOpts{
 			Name: "hundredfold_ingester_cuts_total",

@@ -165,6 +165,8 @@ type pusher struct {
 	comparing bool
 	// unknownSeries are the series in result.Unknown.
 	unknownSeries map[int]bool
+	// unopened are the local blocks that this push could not open, and why.
+	unopened map[*localBlock]error
 
 	// The series at hand: its place in the table if it has one yet, and its
 	// labels if they had to be looked at.

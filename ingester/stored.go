@@ -119,9 +119,22 @@ func (p *pusher) lateSample(late lateSample, appended map[seriesTime]point) erro
 	key := seriesTime{p.at().id, x.t}
 	known, ok := appended[key]
 	if !ok {
-		var err error
-		if known, ok, err = p.stored(x.t); err != nil {
+		var (
+			err    error
+			unread *unreadError
+		)
+		known, ok, err = p.stored(x.t)
+		switch {
+		case err == nil:
+		case !errors.As(err, &unread):
 			return fmt.Errorf("compare a late sample with what is stored: %w", err)
+		case unread.passing:
+			p.reject(late.series, who, write.ReasonLocalBlockUnavailable, func() string {
+				return fmt.Sprintf("a block on the ingester's disk may have a sample of the time %s and can't be read at present; send it again, and see the runbook of the alert HundredfoldLocalBlockUnreadable: %s", formatTime(x.t), unread)
+			})
+			return nil
+		default: // A damaged block is one that is not there (ADR 024).
+			p.t.ing.metrics.uncompared.Inc()
 		}
 	}
 	switch {
@@ -152,7 +165,8 @@ func (p *pusher) lateSample(late lateSample, appended map[seriesTime]point) erro
 	return nil
 }
 
-// stored returns the sample of the series at hand at time t, if there is one.
+// stored returns the sample of the series at hand at time t, if there is one. The error is
+// an *unreadError if a local block may have it that can't be read.
 func (p *pusher) stored(t int64) (point, bool, error) {
 	if ref := p.at().ref(); ref != 0 {
 		pt, ok, err := p.storedInOrder(ref, t)
@@ -163,27 +177,15 @@ func (p *pusher) stored(t int64) (point, bool, error) {
 	if !p.mayBeElsewhere(t) {
 		return point{}, false, nil
 	}
-	q, done, err := p.t.querierOf(p.db, t, t)
+	q, err := p.db.Querier(t, t)
 	if err != nil {
 		return point{}, false, err
 	}
-	defer func() { _ = q.Close(); done() }()
-	ms := make([]*labels.Matcher, 0, p.ls.Len())
-	p.ls.Range(func(l labels.Label) {
-		ms = append(ms, labels.MustNewMatcher(labels.MatchEqual, l.Name, l.Value))
-	})
-	set := q.Select(context.Background(), false, nil, ms...)
-	for set.Next() {
-		s := set.At()
-		if !labels.Equal(s.Labels(), p.ls) {
-			continue // It has more labels than those asked for.
-		}
-		it := s.Iterator(nil)
-		if pt, ok := seek(it, t); ok || it.Err() != nil {
-			return pt, ok, it.Err()
-		}
+	if pt, ok, err := p.sampleIn(q, t); ok || err != nil {
+		return pt, ok, err
 	}
-	return point{}, false, set.Err()
+	// The head first: what is cut from it meanwhile is in a block then.
+	return p.storedInBlocks(t)
 }
 
 // mayBeElsewhere reports whether a sample at t may be in a local block or among

@@ -36,6 +36,8 @@ const (
 	ReasonInstanceSeriesLimit Reason = "instance_series_limit"
 	ReasonInstanceHeapLimit   Reason = "instance_heap_limit"
 	ReasonInstanceTenantLimit Reason = "instance_tenant_limit"
+	// What a late sample has to be compared with can't be read at present.
+	ReasonLocalBlockUnavailable Reason = "local_block_unavailable"
 )
 
 // Class says what a sender should do about a rejection.
@@ -53,7 +55,7 @@ func (r Reason) Class() Class {
 	switch r {
 	case ReasonTenantSeriesLimit, ReasonTenantGrowthLimit:
 		return ClassLimited
-	case ReasonInstanceSeriesLimit, ReasonInstanceHeapLimit, ReasonInstanceTenantLimit:
+	case ReasonInstanceSeriesLimit, ReasonInstanceHeapLimit, ReasonInstanceTenantLimit, ReasonLocalBlockUnavailable:
 		return ClassUnavailable
 	default:
 		return ClassInvalid
