@@ -356,7 +356,7 @@ func TestHeapNearTheMemoryLimitRefusesNewSeries(t *testing.T) {
 // with other values, between restarts, cuts and deletions of local blocks, and
 // compares what is held here and in the bucket with a plain map.
 func TestAnyHistoryKeepsEverySampleOnce(t *testing.T) {
-	for seed := range uint64(5) {
+	for seed := range uint64(12) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			rng := rand.New(rand.NewPCG(seed, 0))
 			f := newFixture(t)
@@ -364,7 +364,9 @@ func TestAnyHistoryKeepsEverySampleOnce(t *testing.T) {
 			var clock time.Duration
 			pushRandom(t, f, rng, twin, clock)
 			for range 80 {
-				switch rng.IntN(12) {
+				switch rng.IntN(13) {
+				case 12:
+					f.kill()
 				case 0:
 					f.restart()
 				case 1:

@@ -146,9 +146,13 @@ func (m refMark) heeded() (bool, error) {
 func (t *tenantDB) openTSDB(g *gate) (*tsdb.DB, error) {
 	t.refs = seriesRefs{dir: filepath.Join(t.dir, logFolder)}
 	for range 3 { // One for each of the faults below that are mended by opening it once more.
+		replayed, err := noteReplay(t.dir)
+		if err != nil {
+			return nil, err
+		}
+		t.replayed = replayed
 		var mark refMark
 		if t.adopted() == nil { // There the TSDB does what Prometheus does.
-			var err error
 			if mark, err = t.refs.mark(t.ing.now()); err != nil {
 				return nil, err
 			}

@@ -70,6 +70,9 @@ type tenantDB struct {
 	// not take the folder away: nothing has come since.
 	doomed ulid.ULID
 
+	// replayed is what the TSDB was opened on.
+	replayed replayed
+
 	// held is for those who must not wait for use. It is set once the TSDB was open.
 	held atomic.Pointer[held]
 
@@ -304,7 +307,11 @@ func (t *tenantDB) closeLocked() error {
 	if t.db == nil {
 		return nil
 	}
-	err := errors.Join(t.meta.save(), closeTSDB(t.db), t.blocks.close())
+	closeDB := func() error { return closeTSDB(t.db) }
+	if t.replayed.lingers() {
+		closeDB = t.closeReplayed
+	}
+	err := errors.Join(t.meta.save(), closeDB(), t.blocks.close())
 	if err == nil {
 		err = t.dropLateLog()
 	}
