@@ -1,11 +1,11 @@
 package distributor
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
-	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
 
@@ -40,10 +40,12 @@ func TestLabelsForAnIngesterThatLostItsDiskAreSentAFewAtATime(t *testing.T) {
 	r := forgetful(t, 3)
 	rep := r.at(2)
 	rep.set(func() { rep.holdLabelled = make(chan struct{}) })
-	push := func(round int64) {
+	push := func(round int64) error {
 		result, err := r.Push(t.Context(), "team", batchOf(1000, now+round))
-		assert.NoError(t, err)
-		assert.Equal(t, 1000, result.Written.Samples)
+		if err == nil && result.Written.Samples != 1000 {
+			err = fmt.Errorf("%d samples were written: %w", result.Written.Samples, result.Err())
+		}
+		return err
 	}
 	// The others keep the push from returning until it has begun to teach the third.
 	quorum := make(chan struct{})
@@ -53,26 +55,23 @@ func TestLabelsForAnIngesterThatLostItsDiskAreSentAFewAtATime(t *testing.T) {
 		}
 	}
 	others(quorum)
-	pushed := make(chan struct{})
-	go func() {
-		defer close(pushed)
-		push(1)
-	}()
+	pushed := make(chan error, 1)
+	go func() { pushed <- push(1) }()
 	r.eventually(func() bool { return r.lessonsOf(rep.id) > 7<<10 })
 	require.Less(t, r.lessonsOf(rep.id), int64(9<<10))
 	others(nil)
 	close(quorum)
-	<-pushed
+	require.NoError(t, <-pushed)
 	resent, putOff := r.metrics.resent.WithLabelValues(rep.id), r.metrics.putOff.WithLabelValues(rep.id)
 	require.Less(t, testutil.ToFloat64(resent), 500.0)
 	require.InDelta(t, 1000, testutil.ToFloat64(resent)+testutil.ToFloat64(putOff), 2, "all but what comes with labels to be checked")
-	push(2) // What it needs no labels for goes on.
+	require.NoError(t, push(2)) // What it needs no labels for goes on.
 
 	rep.set(func() { close(rep.holdLabelled); rep.holdLabelled = nil })
 	round := int64(2)
 	r.eventually(func() bool {
 		round++
-		push(round)
+		require.NoError(t, push(round))
 		return rep.has("team", seriesName(999).String(), write.Sample{T: now + round, V: 999}) &&
 			rep.has("team", seriesName(0).String(), write.Sample{T: now + round, V: 0})
 	})
