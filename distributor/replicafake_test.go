@@ -417,7 +417,11 @@ func (r *ring) Conn(address string) (grpc.ClientConnInterface, error) {
 			r.mu.Unlock()
 			return rep.dial(ctx)
 		}),
-		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 5 * time.Millisecond, Multiplier: 1, MaxDelay: 5 * time.Millisecond}}))
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff: backoff.Config{BaseDelay: 5 * time.Millisecond, Multiplier: 1, MaxDelay: 5 * time.Millisecond},
+			// Without it a connection has 5 ms to come about, and is closed after them.
+			MinConnectTimeout: time.Minute,
+		}))
 	if err == nil {
 		r.conns[address] = conn
 	}
