@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/proto"
@@ -438,6 +439,11 @@ func (r *ring) die(i int) {
 	r.dead[rep.id] = true
 	r.publish()
 	r.eventually(func() bool { return errors.Is(r.reached(rep.id), errDead) })
+	// Once it is revived, a stream must not begin on the connection to what has died.
+	r.mu.Lock()
+	conn := r.conns[r.records[rep.id].Address]
+	r.mu.Unlock()
+	r.eventually(func() bool { return conn.GetState() != connectivity.Ready })
 }
 
 // revive starts replica number i again.
