@@ -159,15 +159,18 @@ generate: $(PROTO_TOOLS) ## Write docs/configuration.md and the code of proto/
 .PHONY: tools
 tools: $(TOOLS) ## Build golangci-lint, Prometheus, promtool, an S3 server, and what checks deploy/
 
+# Without the discovery of targets in clouds, most of what a Prometheus is built of.
+NO_DISCOVERY := -tags remove_all_sd
+
 # A tool is built when it is absent or its version has changed.
 build_tool = @echo "building $(@F)"; $(GO) build -C tools/$(1) -o $@ $(2) && touch $@
 
 $(BIN)/golangci-lint: tools/lint/go.mod
 	$(call build_tool,lint,github.com/golangci/golangci-lint/v2/cmd/golangci-lint)
 $(BIN)/prometheus: tools/prometheus/go.mod
-	$(call build_tool,prometheus,github.com/prometheus/prometheus/cmd/prometheus)
+	$(call build_tool,prometheus,$(NO_DISCOVERY) github.com/prometheus/prometheus/cmd/prometheus)
 $(BIN)/promtool: tools/prometheus/go.mod
-	$(call build_tool,prometheus,github.com/prometheus/prometheus/cmd/promtool)
+	$(call build_tool,prometheus,$(NO_DISCOVERY) github.com/prometheus/prometheus/cmd/promtool)
 $(BIN)/versitygw: tools/s3/go.mod
 	$(call build_tool,s3,github.com/versity/versitygw/cmd/versitygw)
 $(BIN)/helm: tools/kubernetes/go.mod
