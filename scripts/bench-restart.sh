@@ -10,19 +10,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/lib.sh
 
-dir=$(mktemp -d)
-pid=
-profiler=
-stop() {
-	if [ -n "$profiler" ]; then kill "$profiler" 2>/dev/null || true; fi
-	if [ -n "$pid" ]; then end "$pid"; fi
-	rm -rf "$dir"
-}
-trap stop EXIT
-
-port=$(free_port)
-url=http://127.0.0.1:$port
-printf 'self_monitoring: {enabled: false}\n' >"$dir/config.yml"
+on_empty_directory
 
 # memory FIELD: what the process has in RAM, in MB. RssAnon is what it needs; VmHWM is the
 # most that there was together with pages of mapped files, which the system may drop.
@@ -43,9 +31,7 @@ watch() {
 # start WHAT: starts the process and tells what it took until it was ready.
 start() {
 	local began=$EPOCHREALTIME ended watcher
-	.bin/hundredfold --config.file="$dir/config.yml" --data.dir="$dir/data" \
-		--http.listen-address="127.0.0.1:$port" 2>>"$dir/log" &
-	pid=$!
+	launch
 	memory RssAnon >"$dir/highest"
 	watch "$dir/highest" &
 	watcher=$!

@@ -11,18 +11,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/lib.sh
 
-dir=$(mktemp -d)
-pid=
-stop() {
-	if [ -n "$pid" ]; then end "$pid"; fi
-	rm -rf "$dir"
-}
-trap stop EXIT
-
-port=$(free_port)
-url=http://127.0.0.1:$port
+on_empty_directory 'multitenancy: {enabled: true}'
 tenants=${TENANTS:-1000}
-printf 'self_monitoring: {enabled: false}\nmultitenancy: {enabled: true}\n' >"$dir/config.yml"
 
 # ticks: the CPU time of the process, in hundredths of a second.
 ticks() { awk '{ print $14 + $15 }' "/proc/$pid/stat"; }
@@ -30,9 +20,7 @@ ticks() { awk '{ print $14 + $15 }' "/proc/$pid/stat"; }
 # start WHAT: starts the process and tells what it took until it was ready.
 start() {
 	local began=$EPOCHREALTIME
-	.bin/hundredfold --config.file="$dir/config.yml" --data.dir="$dir/data" \
-		--http.listen-address="127.0.0.1:$port" 2>>"$dir/log" &
-	pid=$!
+	launch
 	await_ready "$pid" "$port" /ready "$dir/log" 600
 	awk -v what="$1" -v from="$began" -v to="$EPOCHREALTIME" -v ticks="$(ticks)" \
 		'BEGIN { printf "%-18s ready after %.1f s, %.1f CPU s\n", what, to - from, ticks / 100 }'

@@ -10,23 +10,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/lib.sh
 
-dir=$(mktemp -d)
-pid=
-stop() {
-	if [ -n "$pid" ]; then end "$pid"; fi
-	rm -rf "$dir"
-}
-trap stop EXIT
-
-port=$(free_port)
-url=http://127.0.0.1:$port
-
-# The process's own metrics are not the load that is measured.
-printf 'self_monitoring: {enabled: false}\n' >"$dir/config.yml"
-.bin/hundredfold --config.file="$dir/config.yml" --data.dir="$dir/data" \
-	--http.listen-address="127.0.0.1:$port" 2>"$dir/log" &
-pid=$!
-
+on_empty_directory
+launch
 await_ready "$pid" "$port" /ready "$dir/log" 10
 
 load=(.bin/hundredfold loadgen --url="$url/api/v1/write" --pid="$pid"

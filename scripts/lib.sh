@@ -29,6 +29,33 @@ await_ready() {
 	done
 }
 
+# on_empty_directory LINE...: what a script begins with that measures one process: sets dir, an
+# empty directory which goes when the script ends, with LINEs in its config.yml, and port and url
+# for launch.
+on_empty_directory() {
+	dir=$(mktemp -d)
+	pid= profiler=
+	trap clean_up EXIT
+	port=$(free_port)
+	url=http://127.0.0.1:$port
+	# The process's own metrics are not the load that is measured.
+	printf '%s\n' 'self_monitoring: {enabled: false}' "$@" >"$dir/config.yml"
+}
+
+# launch: starts the process, whose id is pid then. It appends to $dir/log.
+launch() {
+	.bin/hundredfold --config.file="$dir/config.yml" --data.dir="$dir/data" \
+		--http.listen-address="127.0.0.1:$port" 2>>"$dir/log" &
+	pid=$!
+}
+
+# clean_up: ends what on_empty_directory and launch began, and profiler, if that was set.
+clean_up() {
+	if [ -n "$profiler" ]; then kill "$profiler" 2>/dev/null || true; fi
+	if [ -n "$pid" ]; then end "$pid"; fi
+	rm -rf "$dir"
+}
+
 # end PID: stops the process and waits for it.
 end() {
 	kill "$1" 2>/dev/null || true
