@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"math"
@@ -264,52 +265,42 @@ func acquireAll(list []*localBlock, mint, maxt int64) (blocks []*tsdb.Block, rel
 // querier adds the blocks to a querier of the head, which it closes if it fails. release
 // is called after the querier that it returns was closed.
 func (l *localBlocks) querier(head storage.Querier, mint, maxt int64) (q storage.Querier, release func(), err error) {
-	blocks, release, err := l.acquire(mint, maxt)
-	if err != nil {
-		return nil, nil, errors.Join(err, head.Close())
-	}
-	if len(blocks) == 0 {
-		return head, release, nil
-	}
-	queriers := []storage.Querier{head}
-	for _, b := range blocks {
-		q, err := tsdb.NewBlockQuerier(b, mint, maxt)
-		if err != nil {
-			err = fmt.Errorf("read local block %s: %w", b.Meta().ULID, err)
-			for _, q := range queriers {
-				err = errors.Join(err, q.Close())
-			}
-			release()
-			return nil, nil, err
-		}
-		queriers = append(queriers, q)
-	}
-	return storage.NewMergeQuerier(queriers, nil, storage.ChainedSeriesMerge), release, nil
+	return withBlocks(l, head, mint, maxt, tsdb.NewBlockQuerier, func(all []storage.Querier) storage.Querier {
+		return storage.NewMergeQuerier(all, nil, storage.ChainedSeriesMerge)
+	})
 }
 
 // chunkQuerier is like querier. merge joins chunks that overlap.
 func (l *localBlocks) chunkQuerier(head storage.ChunkQuerier, mint, maxt int64, merge storage.VerticalChunkSeriesMergeFunc) (q storage.ChunkQuerier, release func(), err error) {
+	return withBlocks(l, head, mint, maxt, tsdb.NewBlockChunkQuerier, func(all []storage.ChunkQuerier) storage.ChunkQuerier {
+		return storage.NewMergeChunkQuerier(all, nil, merge)
+	})
+}
+
+// withBlocks is querier for queriers of any kind, which open makes of a block.
+func withBlocks[Q io.Closer](l *localBlocks, head Q, mint, maxt int64, open func(b tsdb.BlockReader, mint, maxt int64) (Q, error), merge func([]Q) Q) (all Q, release func(), err error) {
+	var none Q
 	blocks, release, err := l.acquire(mint, maxt)
 	if err != nil {
-		return nil, nil, errors.Join(err, head.Close())
+		return none, nil, errors.Join(err, head.Close())
 	}
 	if len(blocks) == 0 {
 		return head, release, nil
 	}
-	queriers := []storage.ChunkQuerier{head}
+	queriers := []Q{head}
 	for _, b := range blocks {
-		q, err := tsdb.NewBlockChunkQuerier(b, mint, maxt)
+		q, err := open(b, mint, maxt)
 		if err != nil {
 			err = fmt.Errorf("read local block %s: %w", b.Meta().ULID, err)
 			for _, q := range queriers {
 				err = errors.Join(err, q.Close())
 			}
 			release()
-			return nil, nil, err
+			return none, nil, err
 		}
 		queriers = append(queriers, q)
 	}
-	return storage.NewMergeChunkQuerier(queriers, nil, merge), release, nil
+	return merge(queriers), release, nil
 }
 
 // rewrite has change called with each block that overlaps a time, and then writes the
