@@ -37,7 +37,7 @@ type localBlocks struct {
 	all    *openBlocks
 	log    *slog.Logger
 
-	changing sync.Mutex                    // held by who changes the list
+	changing sync.Mutex                    // held by who changes the list, and not while files are read or written
 	list     atomic.Pointer[[]*localBlock] // sorted by the times they begin at; never changed in place
 }
 
@@ -172,26 +172,49 @@ func (l *localBlocks) setLocked(blocks []*localBlock) {
 	l.list.Store(&blocks)
 }
 
-// remove deletes the blocks that doomed names, and adds others in the same moment. Who
-// reads one of them goes on with it.
-func (l *localBlocks) remove(doomed func(*localBlock) bool, added ...*localBlock) error {
+// swap takes blocks out of the list and puts others in, in one moment. It returns those
+// that were in it.
+func (l *localBlocks) swap(old, added []*localBlock) (removed []*localBlock) {
 	l.changing.Lock()
 	defer l.changing.Unlock()
-	var left, removed []*localBlock
+	var left []*localBlock
 	for _, b := range l.get() {
-		if doomed(b) {
+		if slices.Contains(old, b) {
 			removed = append(removed, b)
 		} else {
 			left = append(left, b)
 		}
 	}
-	if len(removed)+len(added) == 0 {
+	l.setLocked(append(left, added...))
+	return removed
+}
+
+// remove deletes the blocks that doomed names, but for one that is being written anew: it
+// stays until the next time. Who reads one of them goes on with it.
+func (l *localBlocks) remove(doomed func(*localBlock) bool) error {
+	var claimed []*localBlock
+	for _, b := range l.get() {
+		if doomed(b) && b.fate.TryLock() {
+			claimed = append(claimed, b)
+		}
+	}
+	defer func() {
+		for _, b := range claimed {
+			b.fate.Unlock()
+		}
+	}()
+	return l.replace(claimed)
+}
+
+// replace takes blocks whose fates are held out of the list, puts others in, and deletes
+// the files of those that it took out. Meanwhile the list may be changed: a cut, which holds
+// back writes, does not wait for a disk that deletes.
+func (l *localBlocks) replace(old []*localBlock, added ...*localBlock) error {
+	if len(old) == 0 {
 		return nil
 	}
-	left = append(left, added...)
-	l.setLocked(slices.Clone(left))
 	var errs []error
-	for _, b := range removed {
+	for _, b := range l.swap(old, added) {
 		// Open files outlive their names.
 		err := errors.Join(b.discard(), removeBlock(b.dir))
 		if err == nil {
@@ -200,13 +223,28 @@ func (l *localBlocks) remove(doomed func(*localBlock) bool, added ...*localBlock
 		}
 		errs = append(errs, fmt.Errorf("delete local block %s: %w", b.meta.ULID, err))
 		if again, err := l.read(b.meta.ULID); err == nil {
-			left = append(left, again) // It is there still, and the next attempt is to find it.
+			l.add(again) // It is there still, and the next attempt is to find it.
 		}
 	}
-	if len(errs) > 0 {
-		l.setLocked(left)
-	}
 	return errors.Join(errs...)
+}
+
+// claim returns what b is listed as, with its fate held; nil if it was deleted.
+func (l *localBlocks) claim(b *localBlock) *localBlock {
+	for {
+		b.fate.Lock()
+		list := l.get()
+		k := slices.IndexFunc(list, func(other *localBlock) bool { return other.meta.ULID == b.meta.ULID })
+		switch {
+		case k < 0:
+			b.fate.Unlock()
+			return nil
+		case list[k] == b:
+			return b
+		}
+		b.fate.Unlock()
+		b = list[k] // It could not be deleted, and was listed anew.
+	}
 }
 
 // removeBlock removes the folder of a block, which has its name until the whole of it is
@@ -358,7 +396,12 @@ func hasTombstones(dir string) bool {
 	return info.Size() > headerAndChecksum
 }
 
+// rewriteOne rewrites a block, unless it was deleted since it was listed.
 func (l *localBlocks) rewriteOne(b *localBlock, compactor tsdb.Compactor, change func(*tsdb.Block) error) (err error) {
+	if b = l.claim(b); b == nil {
+		return nil
+	}
+	defer b.fate.Unlock()
 	block, err := tsdb.OpenBlock(l.log, b.dir, nil, nil)
 	if err != nil {
 		return err
@@ -391,5 +434,5 @@ func (l *localBlocks) rewriteOne(b *localBlock, compactor tsdb.Compactor, change
 	if err := block.Close(); err != nil {
 		return err
 	}
-	return l.remove(func(other *localBlock) bool { return other == b }, added...)
+	return l.replace([]*localBlock{b}, added...)
 }

@@ -73,6 +73,8 @@ type localBlock struct {
 
 	// opening is held by the one who opens the block at a time.
 	opening sync.Mutex
+	// fate is held by who deletes the block or writes it anew. It is taken before opening.
+	fate sync.Mutex
 
 	// What follows is guarded by all.mu. block is set while opening is held, and only set
 	// to nil when there are no readers.

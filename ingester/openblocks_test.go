@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/oklog/ulid/v2"
 	"github.com/prometheus/client_golang/prometheus"
@@ -179,7 +180,9 @@ func TestWhoReadsWhileBlocksComeAndGoMissesNothing(t *testing.T) {
 		require.NoError(t, copyBlock(old.dir, filepath.Join(l.dir, meta.ULID.String()), meta.ULID))
 		next, err := l.read(meta.ULID)
 		require.NoError(t, err)
-		require.NoError(t, l.remove(func(b *localBlock) bool { return b == old }, next))
+		old.fate.Lock()
+		require.NoError(t, l.replace([]*localBlock{old}, next))
+		old.fate.Unlock()
 	}
 	readers.Wait()
 }
@@ -289,6 +292,78 @@ func TestTombstonesAreCleanedFromOverlappingBlocksAlone(t *testing.T) {
 	failure := errors.New("no")
 	require.ErrorIs(t, l.rewrite(context.Background(), compactor, from, to, func(*tsdb.Block) error { return failure }), failure)
 	require.Len(t, l.get(), 2)
+}
+
+func (b *localBlock) is(other *localBlock) bool { return b == other }
+
+func TestACutDoesNotWaitForBlocksThatAreBeingDeleted(t *testing.T) {
+	l := blocksOf(t, 2, 10)
+	first := l.get()[0]
+	l.all.mu.Lock() // Who deletes a block closes it first, and so stands still.
+	var ended sync.WaitGroup
+	ended.Go(func() {
+		if err := l.remove(first.is); err != nil {
+			t.Error(err)
+		}
+	})
+	for len(l.get()) == 2 {
+		runtime.Gosched()
+	}
+	added := make(chan struct{})
+	ended.Go(func() {
+		l.add(&localBlock{meta: tsdb.BlockMeta{MinTime: math.MaxInt64}, all: l.all})
+		close(added)
+	})
+	select {
+	case <-added:
+	case <-time.After(10 * time.Second):
+		t.Error("what was cut is not listed while a block is being deleted")
+	}
+	l.all.mu.Unlock()
+	ended.Wait()
+	require.Len(t, l.get(), 2)
+	require.NoDirExists(t, first.dir)
+}
+
+func TestABlockThatIsDeletedBeforeItIsWrittenAnewIsNoneToRewrite(t *testing.T) {
+	f := &fixture{t: t}
+	l := blocksOf(t, 3, 10)
+	before := l.get()
+	db := newFixture(t)
+	db.push(acme, sample{"a", 0, 1})
+	compactor := blockCompactor{&db.lookup(acme).cutter}
+	var called []string
+	err := l.rewrite(context.Background(), compactor, math.MinInt64, math.MaxInt64, func(b *tsdb.Block) error {
+		called = append(called, b.Meta().ULID.String())
+		switch len(called) {
+		case 1: // The next one is deleted, and the one after it cannot be.
+			if err := l.remove(before[1].is); err != nil {
+				return err
+			}
+			inTheWay := before[2].dir + deletedSuffix
+			if err := os.MkdirAll(filepath.Join(inTheWay, "something"), 0o750); err != nil {
+				return err
+			}
+			if l.remove(before[2].is) == nil {
+				return errors.New("it was deleted")
+			}
+			return os.RemoveAll(inTheWay)
+		default: // It is not deleted while it is being written anew.
+			if err := l.remove(func(b *localBlock) bool { return b.meta.ULID == before[2].meta.ULID }); err != nil {
+				return err
+			}
+			return b.Delete(context.Background(), before[2].meta.MinTime, before[2].meta.MinTime+10*testMinute-1, matchAll())
+		}
+	})
+	require.NoError(t, err)
+	require.Equal(t, []string{before[0].meta.ULID.String(), before[2].meta.ULID.String()}, called)
+	require.Len(t, l.get(), 2)
+	require.Same(t, before[0], l.get()[0])
+	require.NotEqual(t, before[2].meta.ULID, l.get()[1].meta.ULID)
+	require.NoDirExists(t, before[2].dir)
+	n, err := l.readAll(f, math.MinInt64, math.MaxInt64)
+	require.NoError(t, err)
+	require.Equal(t, 60+50, n)
 }
 
 func withBlock(b *localBlock, do func(*tsdb.Block) error) error {
