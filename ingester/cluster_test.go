@@ -301,6 +301,7 @@ func FuzzDecodePlacements(f *testing.F) {
 func FuzzDecodeShipped(f *testing.F) {
 	f.Add([]byte(`{"version":1,"blocks":["01K8ZQ4W0N8S5J2H7D6M3V9XTB"]}`))
 	f.Add([]byte(`{"version":1,"blocks":["01K8ZQ4W0N8S5J2H7D6M3V9XTB"],"held_from_ms":5,"uploads":{"01K8ZQ4W0N8S5J2H7D6M3V9XTB":{"time_ms":1,"max_ms":9}}}`))
+	f.Add([]byte(`{"version":1,"blocks":[],"cut_before_ms":-7}`))
 	f.Add([]byte(`{"version":3}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if _, err := decodeShipped(data); err != nil {
@@ -315,5 +316,6 @@ func FuzzDecodeShipped(f *testing.F) {
 		require.NoError(t, err)
 		require.Equal(t, s.uploads, again.uploads)
 		require.Equal(t, s.from(), again.from())
+		require.Equal(t, s.cutBefore(), again.cutBefore())
 	})
 }

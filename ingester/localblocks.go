@@ -32,10 +32,11 @@ import (
 // A block is in the list before the head drops what it was cut from. Who reads both
 // opens the head first, and so misses nothing; what is in both is the same.
 type localBlocks struct {
-	tenant tenant.ID
-	dir    string
-	all    *openBlocks
-	log    *slog.Logger
+	tenant  tenant.ID
+	dir     string
+	shipped *shipped
+	all     *openBlocks
+	log     *slog.Logger
 
 	changing sync.Mutex                    // held by who changes the list, and not while files are read or written
 	list     atomic.Pointer[[]*localBlock] // sorted by the times they begin at; never changed in place
@@ -45,8 +46,8 @@ type localBlocks struct {
 const deletedSuffix = ".tmp-for-deletion"
 
 // openLocalBlocks finds the blocks in dir. It reads their meta.json and opens none.
-func openLocalBlocks(id tenant.ID, dir string, all *openBlocks, log *slog.Logger) (*localBlocks, error) {
-	l := &localBlocks{tenant: id, dir: dir, all: all, log: log}
+func openLocalBlocks(id tenant.ID, dir string, sh *shipped, all *openBlocks, log *slog.Logger) (*localBlocks, error) {
+	l := &localBlocks{tenant: id, dir: dir, shipped: sh, all: all, log: log}
 	l.list.Store(&[]*localBlock{})
 	if err := l.removeUnfinished(); err != nil {
 		return nil, err
@@ -148,16 +149,30 @@ func (l *localBlocks) maxTime() int64 {
 }
 
 // cutBefore returns the time before which all in-order samples were cut from the head:
-// what the log has of before is not to be replayed. Blocks of late samples and of some of
-// the series say nothing of it.
+// what the log has of before is not to be replayed. The blocks say so that are there, and
+// those that were did.
 func (l *localBlocks) cutBefore() (maxt int64, ok bool) {
-	maxt = math.MinInt64
-	for _, b := range l.get() {
-		if c := &b.meta.Compaction; !c.FromOutOfOrder() && !c.FromStaleSeries() && !c.FromSelectedSeries() {
-			maxt, ok = max(maxt, b.meta.MaxTime), true
+	maxt = max(l.shipped.cutBefore(), cutBy(l.get()))
+	return maxt, maxt != math.MinInt64
+}
+
+// cutBy returns the time before which all in-order samples were cut, at least, as blocks
+// say; math.MinInt64 if none says so.
+func cutBy(blocks []*localBlock) int64 {
+	maxt := int64(math.MinInt64)
+	for _, b := range blocks {
+		if cutInOrder(&b.meta) {
+			maxt = max(maxt, b.meta.MaxTime)
 		}
 	}
-	return maxt, ok
+	return maxt
+}
+
+// cutInOrder reports whether a block was cut from all in-order samples of before its end.
+// Blocks of late samples and of some of the series say nothing of how far the head was cut.
+func cutInOrder(meta *tsdb.BlockMeta) bool {
+	c := &meta.Compaction
+	return !c.FromOutOfOrder() && !c.FromStaleSeries() && !c.FromSelectedSeries()
 }
 
 // add adds blocks that lie in the folder.
@@ -213,6 +228,13 @@ func (l *localBlocks) replace(old []*localBlock, added ...*localBlock) error {
 	if len(old) == 0 {
 		return nil
 	}
+	if err := l.keepCut(old, added); err != nil {
+		dirs := make([]string, len(added))
+		for k, b := range added {
+			dirs[k] = b.dir
+		}
+		return errors.Join(err, undo(dirs))
+	}
 	var errs []error
 	for _, b := range l.swap(old, added) {
 		// Open files outlive their names.
@@ -227,6 +249,22 @@ func (l *localBlocks) replace(old []*localBlock, added ...*localBlock) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// keepCut has the disk remember how far the head was cut, if only blocks say so that are
+// to go: a log that is replayed may still have what was in them, and a deletion may have
+// taken it out of them.
+func (l *localBlocks) keepCut(old, added []*localBlock) error {
+	going, staying := cutBy(old), cutBy(added)
+	for _, b := range l.get() {
+		if !slices.Contains(old, b) && cutInOrder(&b.meta) {
+			staying = max(staying, b.meta.MaxTime)
+		}
+	}
+	if going < staying {
+		return nil // As long as those say so; nor do they go without this.
+	}
+	return l.shipped.noteCut(going)
 }
 
 // claim returns what b is listed as, with its fate held; nil if it was deleted.

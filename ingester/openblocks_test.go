@@ -41,7 +41,7 @@ func blocksOf(t *testing.T, n, most int) *localBlocks {
 			Samples: blocktest.Floats("m", start, end, testMinute).Samples,
 		})
 	}
-	l, err := openLocalBlocks(acme, dir, newOpenBlocks(most, prometheus.NewRegistry()), slog.New(slog.DiscardHandler))
+	l, err := openLocalBlocks(acme, dir, noneShipped(t, dir), newOpenBlocks(most, prometheus.NewRegistry()), slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	require.Len(t, l.get(), n)
 	t.Cleanup(func() {
@@ -49,6 +49,14 @@ func blocksOf(t *testing.T, n, most int) *localBlocks {
 		require.Zero(t, l.all.count())
 	})
 	return l
+}
+
+// noneShipped knows of no block in dir that is in the bucket.
+func noneShipped(t *testing.T, dir string) *shipped {
+	t.Helper()
+	sh, err := openShipped(dir, noon, 0)
+	require.NoError(t, err)
+	return sh
 }
 
 // readAll returns how many samples are found from mint to maxt.
@@ -243,7 +251,7 @@ func TestWhatADeathLeftOfBlocksIsTakenUp(t *testing.T) {
 	require.NoError(t, editMeta(l.get()[2], func(m *tsdb.BlockMeta) { m.Compaction.Deletable = true }))
 	illegible := filepath.Join(l.dir, ulid.Make().String())
 	require.NoError(t, os.Mkdir(illegible, 0o750))
-	again, err := openLocalBlocks(acme, l.dir, l.all, l.log)
+	again, err := openLocalBlocks(acme, l.dir, l.shipped, l.all, l.log)
 	require.NoError(t, err)
 	require.Len(t, again.get(), 1)
 	require.Equal(t, ids[1], again.get()[0].meta.ULID.String())
@@ -255,7 +263,7 @@ func TestWhatADeathLeftOfBlocksIsTakenUp(t *testing.T) {
 	for _, e := range entries {
 		names = append(names, e.Name())
 	}
-	want := []string{"01.tmp-for-deletion", "else.tmp", ids[1], filepath.Base(illegible)}
+	want := []string{"01.tmp-for-deletion", "else.tmp", ids[1], filepath.Base(illegible), shippedFile}
 	slices.Sort(want)
 	require.Equal(t, want, names)
 }

@@ -27,13 +27,17 @@ const (
 
 // shipped remembers which local blocks are in the bucket, across restarts: a
 // block that was merged there since must not be uploaded again. It also knows since
-// when nothing was deleted here. It is safe for concurrent use.
+// when nothing was deleted here, and how far the head was cut though no block says so any
+// more. It is safe for concurrent use.
 type shipped struct {
 	path string
 
 	mu       sync.Mutex
 	uploads  map[ulid.ULID]upload
 	heldFrom int64 // ms; every sample taken here at or after it is still here
+	// cut is as in the file: the time, in ms, before which all in-order samples were cut,
+	// at least. math.MinInt64: the file says nothing of it.
+	cut int64
 	// assumed says that the file does not say all of that, and would be understood
 	// otherwise later.
 	assumed bool
@@ -47,20 +51,21 @@ type upload struct {
 	MaxTime int64 `json:"max_ms"`
 }
 
-// shippedDisk is the format of shippedFile. HeldFrom and Uploads came later, and
-// releases without them drop them.
+// shippedDisk is the format of shippedFile. What may be left out came later, and releases
+// without it drop it.
 type shippedDisk struct {
-	Version  int                  `json:"version"`
-	Blocks   []ulid.ULID          `json:"blocks"`
-	HeldFrom *int64               `json:"held_from_ms,omitempty"`
-	Uploads  map[ulid.ULID]upload `json:"uploads,omitempty"`
+	Version   int                  `json:"version"`
+	Blocks    []ulid.ULID          `json:"blocks"`
+	HeldFrom  *int64               `json:"held_from_ms,omitempty"`
+	Uploads   map[ulid.ULID]upload `json:"uploads,omitempty"`
+	CutBefore *int64               `json:"cut_before_ms,omitempty"`
 }
 
 // openShipped reads the file in dir. now stands for the unknown time of an upload, and
 // gone is a time before which samples may have been deleted, for all that is known
 // without the file.
 func openShipped(dir string, now time.Time, gone int64) (*shipped, error) {
-	s := &shipped{path: filepath.Join(dir, shippedFile), uploads: map[ulid.ULID]upload{}, heldFrom: gone}
+	s := &shipped{path: filepath.Join(dir, shippedFile), uploads: map[ulid.ULID]upload{}, heldFrom: gone, cut: math.MinInt64}
 	data, err := os.ReadFile(s.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		s.assumed = true
@@ -75,6 +80,9 @@ func openShipped(dir string, now time.Time, gone int64) (*shipped, error) {
 	}
 	if s.assumed = d.HeldFrom == nil; !s.assumed {
 		s.heldFrom = *d.HeldFrom
+	}
+	if d.CutBefore != nil {
+		s.cut = *d.CutBefore
 	}
 	for _, id := range d.Blocks {
 		up, known := d.Uploads[id]
@@ -132,7 +140,30 @@ func (s *shipped) release(maxTime int64) {
 	s.heldFrom = max(s.heldFrom, maxTime)
 }
 
+// cutBefore returns the time before which all in-order samples were cut, at least, as far
+// as the file says; math.MinInt64 if it does not.
+func (s *shipped) cutBefore() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.cut
+}
+
+// noteCut has the file say that all in-order samples of before maxt were cut.
+func (s *shipped) noteCut(maxt int64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if maxt <= s.cut {
+		return nil
+	}
+	if err := s.saveLocked(s.uploads, maxt); err != nil {
+		return fmt.Errorf("record how far the head was cut: %w", err)
+	}
+	return nil
+}
+
 // add records that block is in the bucket, and forgets those that are not local any more.
+// What the block says of how far the head was cut is recorded with it, so that it can be
+// deleted on a disk that has no room.
 func (s *shipped) add(block tsdb.BlockMeta, now time.Time, local []*localBlock) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -143,10 +174,13 @@ func (s *shipped) add(block tsdb.BlockMeta, now time.Time, local []*localBlock) 
 			next[b.meta.ULID] = up
 		}
 	}
-	if err := s.saveLocked(next); err != nil {
+	cut := s.cut
+	if cutInOrder(&block) {
+		cut = max(cut, block.MaxTime)
+	}
+	if err := s.saveLocked(next, cut); err != nil {
 		return fmt.Errorf("record the upload of block %s: %w", block.ULID, err)
 	}
-	s.uploads = next
 	return nil
 }
 
@@ -157,25 +191,30 @@ func (s *shipped) save() error {
 	if !s.assumed {
 		return nil
 	}
-	if err := s.saveLocked(s.uploads); err != nil {
+	if err := s.saveLocked(s.uploads, s.cut); err != nil {
 		return fmt.Errorf("record since when samples are held: %w", err)
 	}
 	return nil
 }
 
-func (s *shipped) saveLocked(uploads map[ulid.ULID]upload) error {
+// saveLocked writes the file. With an error, what is known here stays what it was.
+func (s *shipped) saveLocked(uploads map[ulid.ULID]upload, cut int64) error {
 	ids := slices.SortedFunc(maps.Keys(uploads), func(a, b ulid.ULID) int { return a.Compare(b) })
 	if ids == nil {
 		ids = []ulid.ULID{}
 	}
-	data, err := json.Marshal(shippedDisk{Version: shippedVersion, Blocks: ids, HeldFrom: &s.heldFrom, Uploads: uploads})
+	disk := shippedDisk{Version: shippedVersion, Blocks: ids, HeldFrom: &s.heldFrom, Uploads: uploads}
+	if cut != math.MinInt64 {
+		disk.CutBefore = &cut
+	}
+	data, err := json.Marshal(disk)
 	if err != nil {
 		return err
 	}
 	if err := writeFile(s.path, data); err != nil {
 		return err
 	}
-	s.assumed = false
+	s.uploads, s.cut, s.assumed = uploads, cut, false
 	return nil
 }
 

@@ -184,7 +184,7 @@ func (t *tenantDB) openNewLocked() error {
 	if err != nil {
 		return err
 	}
-	blocks, err := openLocalBlocks(t.id, t.dir, t.ing.openBlocks, t.log)
+	blocks, err := openLocalBlocks(t.id, t.dir, sh, t.ing.openBlocks, t.log)
 	if err != nil {
 		return err
 	}
