@@ -106,6 +106,9 @@ func (t *tenantDB) deleteSeries(ctx context.Context, d *blockstore.Deletion) ([]
 // readyToRewrite returns an error if the blocks that a deletion concerns cannot be opened,
 // or one of them not be written anew.
 func (t *tenantDB) readyToRewrite(d *blockstore.Deletion) error {
+	if err := t.blocks.unchangeable(d.MinMs, d.MaxMs); err != nil {
+		return err
+	}
 	largest, err := t.blocks.largestToRewrite(d.MinMs, d.MaxMs)
 	if err != nil || largest == 0 {
 		return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"runtime"
 	"sync"
 	"time"
@@ -259,11 +260,15 @@ func (t *tenantDB) empty(ctx context.Context) (blocks []ulid.ULID, cut int, err 
 			return nil, cut, errNotEmpty
 		}
 	}
-	if err := t.shipHeld(ctx); err != nil {
+	// What was mended is uploaded, too.
+	if err := errors.Join(t.lookAtLeftOut(), t.shipHeld(ctx), t.blocks.notUploaded(math.MaxInt64)); err != nil {
 		return nil, cut, err
 	}
 	for _, b := range t.blocks.get() {
 		blocks = append(blocks, b.meta.ULID)
+	}
+	for _, b := range t.blocks.leftOut() {
+		blocks = append(blocks, b.id)
 	}
 	return blocks, cut, nil
 }

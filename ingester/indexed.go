@@ -137,6 +137,11 @@ func (t *tenantDB) lookAtIndex(ctx context.Context, db *tsdb.DB) error {
 			uploaded[b.meta.ULID] = localCopy{age: age, settled: t.retiring.Load() || b.meta.MaxTime <= t.oldestLate(db)}
 		}
 	}
+	for _, b := range t.blocks.leftOut() {
+		if age, ok := t.shipped.since(b.id, now); ok {
+			uploaded[b.id] = localCopy{age: age, settled: true}
+		}
+	}
 	if !t.indexed.due(uploaded, keep, now) {
 		return nil
 	}

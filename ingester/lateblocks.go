@@ -57,6 +57,9 @@ func (p *pusher) storedInBlocks(t int64) (point, bool, error) {
 			unread = &unreadError{cause: errors.Join(unread.cause, err), passing: unread.passing || mayPass(err)}
 		}
 	}
+	if err := p.t.blocks.lacking(t, t); err != nil && unread == nil {
+		unread = &unreadError{cause: err}
+	}
 	if unread != nil {
 		return point{}, false, unread
 	}

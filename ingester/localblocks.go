@@ -40,6 +40,7 @@ type localBlocks struct {
 
 	changing sync.Mutex                    // held by who changes the list, and not while files are read or written
 	list     atomic.Pointer[[]*localBlock] // sorted by the times they begin at; never changed in place
+	out      atomic.Pointer[[]leftOut]     // see setLeftOut; never changed in place
 }
 
 // deletedSuffix is that of a block which is being deleted.
@@ -49,6 +50,7 @@ const deletedSuffix = ".tmp-for-deletion"
 func openLocalBlocks(id tenant.ID, dir string, sh *shipped, all *openBlocks, log *slog.Logger) (*localBlocks, error) {
 	l := &localBlocks{tenant: id, dir: dir, shipped: sh, all: all, log: log}
 	l.list.Store(&[]*localBlock{})
+	l.out.Store(&[]leftOut{})
 	if err := l.removeUnfinished(); err != nil {
 		return nil, err
 	}
@@ -57,6 +59,7 @@ func openLocalBlocks(id tenant.ID, dir string, sh *shipped, all *openBlocks, log
 		return nil, fmt.Errorf("find local blocks: %w", err)
 	}
 	var found []*localBlock
+	illegible := map[ulid.ULID]error{}
 	obsolete := map[ulid.ULID]bool{}
 	for _, entry := range entries {
 		id, err := ulid.ParseStrict(entry.Name())
@@ -65,9 +68,7 @@ func openLocalBlocks(id tenant.ID, dir string, sh *shipped, all *openBlocks, log
 		}
 		b, err := l.read(id)
 		if err != nil {
-			all.failed.Inc()
-			log.Error("A local block is left out: its meta.json can't be read. Put it back and restart; without it, its samples are neither queried nor uploaded",
-				"block", id, "dir", filepath.Join(dir, entry.Name()), "err", err)
+			illegible[id] = err
 			continue
 		}
 		found = append(found, b)
@@ -81,7 +82,15 @@ func openLocalBlocks(id tenant.ID, dir string, sh *shipped, all *openBlocks, log
 		}
 	}
 	l.setLocked(found)
-	return l, l.remove(func(b *localBlock) bool { return obsolete[b.meta.ULID] })
+	err = l.remove(func(b *localBlock) bool { return obsolete[b.meta.ULID] })
+	for id := range illegible {
+		if obsolete[id] {
+			err = errors.Join(err, removeBlock(filepath.Join(dir, id.String())))
+			delete(illegible, id)
+		}
+	}
+	l.leaveOut(illegible)
+	return l, err
 }
 
 // removeUnfinished removes the blocks that were being written or deleted when the
@@ -133,17 +142,22 @@ func (l *localBlocks) read(id ulid.ULID) (*localBlock, error) {
 // not be changed.
 func (l *localBlocks) get() []*localBlock { return *l.list.Load() }
 
-// overlaps reports whether any block may have samples from mint to maxt.
+// overlaps reports whether any block, one that is left out too, may have samples from mint
+// to maxt.
 func (l *localBlocks) overlaps(mint, maxt int64) bool {
-	return slices.ContainsFunc(l.get(), func(b *localBlock) bool { return b.overlaps(mint, maxt) })
+	return slices.ContainsFunc(l.get(), func(b *localBlock) bool { return b.overlaps(mint, maxt) }) ||
+		slices.ContainsFunc(l.leftOut(), func(b leftOut) bool { return b.overlaps(mint, maxt) })
 }
 
-// maxTime returns the time that all samples in blocks are before; math.MinInt64 if there
-// are none.
+// maxTime returns the time that all samples in blocks are before, in those that are left
+// out too; math.MinInt64 if there are none.
 func (l *localBlocks) maxTime() int64 {
 	maxTime := int64(math.MinInt64)
 	for _, b := range l.get() {
 		maxTime = max(maxTime, b.meta.MaxTime)
+	}
+	for _, b := range l.leftOut() {
+		maxTime = max(maxTime, b.maxt)
 	}
 	return maxTime
 }
@@ -298,6 +312,7 @@ func removeBlock(dir string) error {
 
 // close closes all blocks, which nobody reads.
 func (l *localBlocks) close() error {
+	l.setLeftOut(nil)
 	var errs []error
 	for _, b := range l.get() {
 		errs = append(errs, b.discard())
@@ -306,8 +321,12 @@ func (l *localBlocks) close() error {
 }
 
 // acquire opens the blocks with samples from mint to maxt. They stay open until release
-// is called.
+// is called. It fails if one is left out that may have some.
 func (l *localBlocks) acquire(mint, maxt int64) (blocks []*tsdb.Block, release func(), err error) {
+	if err := l.lacking(mint, maxt); err != nil {
+		l.all.failed.Inc()
+		return nil, nil, err
+	}
 	for {
 		blocks, release, err = acquireAll(l.get(), mint, maxt)
 		if !errors.Is(err, errGone) {

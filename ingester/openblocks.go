@@ -28,6 +28,7 @@ type openBlocks struct {
 
 	pool           chunkenc.Pool
 	opened, failed prometheus.Counter
+	leftOut        *prometheus.GaugeVec // by tenant
 
 	// A localBlock's opening is taken before mu.
 	mu struct {
@@ -53,6 +54,10 @@ func newOpenBlocks(most int, reg prometheus.Registerer) *openBlocks {
 		Name: "hundredfold_ingester_block_open_failures_total",
 		Help: "Times that a local block could not be opened. What needs its samples fails and names the block.",
 	})
+	o.leftOut = f.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "hundredfold_ingester_left_out_blocks",
+		Help: "Local blocks that are left out since their meta.json can't be read, by tenant. What needs their samples fails.",
+	}, []string{"tenant"})
 	return o
 }
 

@@ -305,7 +305,7 @@ func (t *tenantDB) tidyPlacements(db *tsdb.DB) error {
 		if head.NumSeries() > 0 && min(head.MinTime(), head.MinOOOTime()) <= upTo {
 			return false
 		}
-		return !slices.ContainsFunc(t.blocks.get(), func(b *localBlock) bool {
+		return t.blocks.notUploaded(upTo+1) == nil && !slices.ContainsFunc(t.blocks.get(), func(b *localBlock) bool {
 			return b.meta.MinTime <= upTo && !t.shipped.has(b.meta.ULID)
 		})
 	})

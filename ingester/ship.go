@@ -125,6 +125,17 @@ func (s *shipped) since(id ulid.ULID, now time.Time) (d time.Duration, ok bool) 
 	return now.Sub(time.UnixMilli(up.Time)), ok
 }
 
+// maxTime returns the end of a block that was uploaded; math.MinInt64 if it was not, or that
+// is not known.
+func (s *shipped) maxTime(id ulid.ULID) int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if up, ok := s.uploads[id]; ok {
+		return up.MaxTime
+	}
+	return math.MinInt64
+}
+
 // from returns the time from which on all samples taken here are still here.
 func (s *shipped) from() int64 {
 	s.mu.Lock()
@@ -164,14 +175,19 @@ func (s *shipped) noteCut(maxt int64) error {
 // add records that block is in the bucket, and forgets those that are not local any more.
 // What the block says of how far the head was cut is recorded with it, so that it can be
 // deleted on a disk that has no room.
-func (s *shipped) add(block tsdb.BlockMeta, now time.Time, local []*localBlock) error {
+func (s *shipped) add(block tsdb.BlockMeta, now time.Time, local *localBlocks) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	next := map[ulid.ULID]upload{block.ULID: {Time: now.UnixMilli(), MaxTime: block.MaxTime}}
-	for _, b := range local {
+	for _, b := range local.get() {
 		if up, ok := s.uploads[b.meta.ULID]; ok {
 			up.MaxTime = b.meta.MaxTime
 			next[b.meta.ULID] = up
+		}
+	}
+	for _, b := range local.leftOut() {
+		if up, ok := s.uploads[b.id]; ok {
+			next[b.id] = up
 		}
 	}
 	cut := s.cut
@@ -284,7 +300,7 @@ func (t *tenantDB) ship(ctx context.Context, until time.Time) error {
 		if err := t.deletionsDone(ctx); err != nil {
 			return errors.Join(append(errs, err)...)
 		}
-		if err := t.shipped.add(b.meta, t.ing.now(), t.blocks.get()); err != nil {
+		if err := t.shipped.add(b.meta, t.ing.now(), t.blocks); err != nil {
 			errs = append(errs, err)
 			continue
 		}

@@ -386,7 +386,7 @@ func (t *tenantDB) work(ctx context.Context, settled bool) error {
 	idle := t.ing.now().Sub(time.Unix(0, t.lastPush.Load())) >= t.ing.cfg.IdleTimeout
 	t.retiring.Store(idle)
 	// What relieves the disk goes on when it is full: uploads and deletions.
-	err = errors.Join(t.cut(ctx, db, idle), t.lookAtSeries(ctx, db), t.shipSome(ctx), t.meta.save(), t.lookAtIndex(ctx, db), t.deleteShipped(db), t.tidyPlacements(db))
+	err = errors.Join(t.cut(ctx, db, idle), t.lookAtSeries(ctx, db), t.shipSome(ctx), t.meta.save(), t.lookAtIndex(ctx, db), t.lookAtLeftOut(), t.deleteShipped(db), t.tidyPlacements(db))
 	release()
 	if err == nil && idle && settled {
 		err = t.retire()
@@ -433,7 +433,7 @@ func (t *tenantDB) retire() error {
 	}
 	defer t.use.Unlock()
 	// A directory that was adopted stays as it is, for a Prometheus that goes on with it.
-	if t.db == nil || headHasSamples(t.db) || len(t.blocks.get()) > 0 || t.adopted() != nil {
+	if t.db == nil || headHasSamples(t.db) || len(t.blocks.get())+len(t.blocks.leftOut()) > 0 || t.adopted() != nil {
 		return nil
 	}
 	// Its placements stay known for a while, since other members may not have
