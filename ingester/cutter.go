@@ -40,6 +40,7 @@ type cutter struct {
 	shards uint64
 	// evicting is not nil while series are evicted.
 	evicting *eviction
+	late     lateCuts
 }
 
 // open is the tsdb.NewCompactorFunc of a tenant's TSDB.
@@ -52,7 +53,7 @@ func (c *cutter) open(ctx context.Context, reg prometheus.Registerer, logger *sl
 	if err != nil {
 		return nil, err
 	}
-	c.whole, c.staged = whole, nil
+	c.whole, c.staged, c.late = whole, nil, newLateCuts()
 	c.ctx = func() context.Context { return ctx }
 	return evictor{headCompactor{cutter: c}, c}, nil
 }
@@ -136,6 +137,9 @@ func (h headCompactor) Write(_ string, head tsdb.BlockReader, mint, maxt int64, 
 		}
 	}
 	c.staged = append(c.staged, blocks...)
+	if base != nil && base.Compaction.FromOutOfOrder() && len(blocks) > 0 {
+		c.late.add(mint, maxt)
+	}
 	if base != nil && (base.Compaction.FromStaleSeries() || base.Compaction.FromSelectedSeries()) && c.evicting == nil {
 		c.list() // The TSDB does not reload after an empty cut of some series.
 	}

@@ -130,10 +130,19 @@ func deleteFrom(ctx context.Context, b *tsdb.Block, d *blockstore.Deletion, sele
 }
 
 // cutSeries cuts the series that a deletion selects out of the head, if they may have samples
-// of its time there: an attempt that follows one which failed finds none any more, and does
-// not cut what came since. Writes are held back meanwhile.
-func (t *tenantDB) cutSeries(ctx context.Context, db *tsdb.DB, d *blockstore.Deletion, selectors [][]*labels.Matcher) error {
-	if !headOverlaps(db, d.MinMs, d.MaxMs) {
+// of its time there, or in its files (see lateCuts): an attempt that follows one which
+// failed finds none any more, and does not cut what came since. Writes are held back meanwhile.
+func (t *tenantDB) cutSeries(ctx context.Context, db *tsdb.DB, d *blockstore.Deletion, selectors [][]*labels.Matcher) (err error) {
+	mint, maxt, late := d.MinMs, d.MaxMs, &t.cutter.late
+	if late.concern(d.ID, mint, maxt) {
+		mint, maxt = math.MinInt64, math.MaxInt64
+	}
+	defer func() {
+		if err == nil {
+			late.dropped[d.ID] = late.n
+		}
+	}()
+	if !headOverlaps(db, mint, maxt) {
 		return nil
 	}
 	if err := t.appending.take(ctx); err != nil {
@@ -143,7 +152,7 @@ func (t *tenantDB) cutSeries(ctx context.Context, db *tsdb.DB, d *blockstore.Del
 	if t.broken.Load() {
 		return errBroken
 	}
-	refs, err := selectedSeries(ctx, db, d, selectors)
+	refs, err := selectedSeries(ctx, db, mint, maxt, selectors)
 	if err != nil || len(refs) == 0 {
 		return err
 	}
@@ -171,9 +180,9 @@ func headOverlaps(db *tsdb.DB, mint, maxt int64) bool {
 }
 
 // selectedSeries returns the series in the head that any of the selectors matches, and that
-// have a chunk, in order or not, of the time of the deletion.
-func selectedSeries(ctx context.Context, db *tsdb.DB, d *blockstore.Deletion, selectors [][]*labels.Matcher) (refs []storage.SeriesRef, err error) {
-	head := tsdb.NewHeadAndOOOIndexReader(db.Head(), d.MinMs, d.MinMs, d.MaxMs, 0)
+// have a chunk, in order or not, with samples from mint to maxt.
+func selectedSeries(ctx context.Context, db *tsdb.DB, mint, maxt int64, selectors [][]*labels.Matcher) (refs []storage.SeriesRef, err error) {
+	head := tsdb.NewHeadAndOOOIndexReader(db.Head(), mint, mint, maxt, 0)
 	defer func() { err = errors.Join(err, head.Close()) }()
 	var (
 		builder labels.ScratchBuilder
