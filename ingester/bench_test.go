@@ -25,12 +25,15 @@ func benchBatches() []*write.Batch {
 		batches[i] = &write.Batch{}
 		for k := range benchBatchSize {
 			n := i*benchBatchSize + k
-			ls := labels.FromStrings("__name__", fmt.Sprintf("metric_%d", n%50), "namespace", fmt.Sprintf("ns-%d", n%37),
-				"pod", fmt.Sprintf("pod-%d-abcdefgh", n/50), "container", "app", "instance", fmt.Sprintf("10.0.%d.%d:8080", n/50/256, n/50%256))
-			batches[i].Add(h, ls, []write.Sample{{V: float64(n)}}, nil, nil)
+			batches[i].Add(h, benchLabels(n), []write.Sample{{V: float64(n)}}, nil, nil)
 		}
 	}
 	return batches
+}
+
+func benchLabels(n int) labels.Labels {
+	return labels.FromStrings("__name__", fmt.Sprintf("metric_%d", n%50), "namespace", fmt.Sprintf("ns-%d", n%37),
+		"pod", fmt.Sprintf("pod-%d-abcdefgh", n/50), "container", "app", "instance", fmt.Sprintf("10.0.%d.%d:8080", n/50/256, n/50%256))
 }
 
 func at(b *write.Batch, t time.Time) *write.Batch {

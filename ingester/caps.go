@@ -126,11 +126,14 @@ type gate struct {
 	open    atomic.Bool
 	series  atomic.Int64
 	created atomic.Int64 // since the last decay
+
+	replayed *sightings // until open is set
 }
 
 // PreCreation implements tsdb.SeriesLifecycleCallback. The error is a *write.SeriesError.
-func (g *gate) PreCreation(labels.Labels) error {
+func (g *gate) PreCreation(ls labels.Labels) error {
 	if !g.open.Load() {
+		g.replayed.announced(ls)
 		return nil
 	}
 	if limit := g.limits(g.id).MaxSeries; limit > 0 && g.series.Load() >= int64(limit) {
@@ -146,7 +149,10 @@ func (g *gate) PreCreation(labels.Labels) error {
 }
 
 // PostCreation implements tsdb.SeriesLifecycleCallback.
-func (g *gate) PostCreation(labels.Labels) {
+func (g *gate) PostCreation(ls labels.Labels) {
+	if !g.open.Load() {
+		g.replayed.created(ls)
+	}
 	g.series.Add(1)
 	g.created.Add(1)
 	g.caps.series.Add(1)

@@ -345,7 +345,6 @@ type history struct {
 	rng     *rand.Rand
 	twin    map[string]map[time.Duration]float64
 	clock   time.Duration
-	late    bool // or there are kills
 	evicted float64
 }
 
@@ -406,15 +405,29 @@ func (h *history) scrape(after time.Duration) {
 	h.store(samples...)
 }
 
+// late pushes samples of one series that are late, and new.
+func (h *history) late(n int) {
+	h.t.Helper()
+	series := fmt.Sprint(h.rng.IntN(8))
+	var samples []sample
+	times := map[time.Duration]bool{}
+	for range n {
+		at := h.clock - time.Duration(1+h.rng.IntN(100*60))*time.Second
+		if _, known := h.twin[series][at]; !known && !times[at] {
+			times[at] = true
+			samples = append(samples, sample{series, at, 7})
+		}
+	}
+	h.store(samples...)
+}
+
 func (h *history) step() {
 	h.t.Helper()
 	switch h.rng.IntN(16) {
 	case 0:
 		h.restart()
-	case 1:
-		if !h.late {
-			h.kill()
-		}
+	case 1, 11:
+		h.kill()
 	case 2:
 		h.round(acme)
 	case 3, 4, 5:
@@ -425,10 +438,9 @@ func (h *history) step() {
 	case 6:
 		h.scrape(time.Duration(20+h.rng.IntN(20)) * time.Minute)
 	case 7:
-		s := sample{fmt.Sprint(h.rng.IntN(8)), h.clock - time.Duration(h.rng.IntN(100))*time.Minute - time.Second, 7}
-		if _, known := h.twin[s.series][s.at]; h.late && !known {
-			h.store(s)
-		}
+		h.late(1)
+	case 12:
+		h.late(33 + h.rng.IntN(64)) // more than a chunk of them takes
 	case 8, 9:
 		h.push(acme, h.known())
 	case 10:
@@ -445,7 +457,7 @@ func TestAnyHistoryOfEvictionsKeepsEverySampleOnce(t *testing.T) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			h := &history{
 				fixture: newFixture(t), rng: rand.New(rand.NewPCG(seed, 2)),
-				twin: map[string]map[time.Duration]float64{}, late: seed%2 == 1,
+				twin: map[string]map[time.Duration]float64{},
 			}
 			h.seeAll = false
 			h.scrape(0)
@@ -453,7 +465,7 @@ func TestAnyHistoryOfEvictionsKeepsEverySampleOnce(t *testing.T) {
 				h.step()
 				require.Equal(t, h.texts(), h.stored(acme))
 			}
-			require.Greater(t, h.evicted, 20.0)
+			require.Greater(t, h.evicted, 10.0)
 			require.NoError(t, h.Flush(context.Background(), acme))
 			got := h.inBucket(acme)
 			for name, s := range got {

@@ -162,6 +162,18 @@ func (l *localBlocks) maxTime() int64 {
 	return maxTime
 }
 
+// newestEvicted returns the time of the newest sample of series that were evicted, which a head
+// does not know that was opened since; math.MinInt64 if there is none.
+func (l *localBlocks) newestEvicted() int64 {
+	newest := int64(math.MinInt64)
+	for _, b := range l.get() {
+		if b.meta.Compaction.FromStaleSeries() {
+			newest = max(newest, b.meta.MaxTime-1)
+		}
+	}
+	return newest
+}
+
 // cutBefore returns the time before which all in-order samples were cut from the head:
 // what the log has of before is not to be replayed. The blocks say so that are there, and
 // those that were did.

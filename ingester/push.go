@@ -177,10 +177,7 @@ type pusher struct {
 
 // setBounds sets the time before which samples are too old.
 func (p *pusher) setBounds() {
-	p.minT = math.MinInt64
-	if head := p.db.Head(); head.MinTime() != math.MaxInt64 {
-		p.minT = p.t.oldestLate(p.db)
-	}
+	p.minT = p.t.oldestLate(p.db)
 }
 
 // run appends the batch. Whoever serves the request survives a panic; the tenant is
@@ -251,11 +248,35 @@ func (p *pusher) commit() error {
 // abort ends a push that met an error which is no sample's fault. Nothing of the
 // open appender is stored, so what the table learned from it is void.
 func (p *pusher) abort(cause error) (write.Result, error) {
-	p.t.app.table = table{}
 	if err := p.app.Rollback(); err != nil { // It writes the new series to the log.
 		return p.broke(errors.Join(cause, err))
 	}
+	p.unlearn()
 	return write.Result{}, fmt.Errorf("append to the head of tenant %s: %w", p.t.id, cause)
+}
+
+// unlearn has the table know of the batch's series what the head has.
+func (p *pusher) unlearn() {
+	elsewhere := newestElsewhere(p.db, p.t.blocks)
+	for i := range p.b.Series {
+		e := p.t.app.table.find(p.b.Series[i].ID)
+		if e == nil { // It may have been sent with an identity that is not its own.
+			_, id, err := p.b.Resolve(i, p.limits, &p.t.app.scratch, p.t.app.hasher)
+			if err != nil {
+				continue // Then nothing of it was appended.
+			}
+			if e = p.t.app.table.find(id); e == nil {
+				continue
+			}
+		}
+		newest, err := p.newest(e.ref())
+		if err != nil {
+			newest = math.MaxInt64 // Unknown: have every sample compared.
+		}
+		if lastT := max(newest, elsewhere); lastT < e.lastT {
+			e.lastT, e.state = lastT, guessed
+		}
+	}
 }
 
 // broke ends a push whose commit failed: see tenantDB.broken.
@@ -370,16 +391,20 @@ func (p *pusher) append(i int, k uint32, st, t int64, v float64, h *histogram.Hi
 			return p.rejectErr(i, item(k, h, fh), err)
 		}
 	}
-	ref, err := p.app.Append(e.ref(), p.ls, st, t, v, h, fh, storage.AOptions{})
+	options := storage.AOptions{RejectOutOfOrder: p.t.doubled.has(e.id)}
+	ref, err := p.app.Append(e.ref(), p.ls, st, t, v, h, fh, options)
 	if err != nil && p.ls.IsEmpty() && errors.Is(err, tsdb.ErrInvalidSample) {
 		// The head has dropped the series since; its labels bring it back.
 		if err := p.resolve(i); err != nil {
 			return p.rejectErr(i, item(k, h, fh), err)
 		}
-		ref, err = p.app.Append(0, p.ls, st, t, v, h, fh, storage.AOptions{})
+		ref, err = p.app.Append(0, p.ls, st, t, v, h, fh, options)
 	}
 	switch {
 	case err == nil:
+	case options.RejectOutOfOrder && errors.Is(err, storage.ErrOutOfOrderSample):
+		p.rejectDoubled(i, item(k, h, fh), t)
+		return nil
 	case p.lateLogLacks(err) && p.comparing:
 		return errNoLateLog
 	case p.lateLogLacks(err):

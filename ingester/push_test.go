@@ -4,6 +4,7 @@ import (
 	"context"
 	"math"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 	"unsafe"
@@ -46,6 +47,26 @@ func TestRetriedRequestStoresNothingTwice(t *testing.T) {
 	require.Equal(t, want, f.stored(acme), "after the samples moved from the head to blocks")
 	require.NoError(t, f.Flush(context.Background(), acme))
 	require.Equal(t, want, f.inBucket(acme), "nothing was appended a second time")
+}
+
+func TestAPushThatFailsForAFaultHereLeavesAllSeriesKnown(t *testing.T) {
+	f := newFixture(t, withLimits(func(l *tenant.Limits) { l.OutOfOrderWindow = 0 }))
+	f.push(acme, sample{"a", 0, 1}, sample{"b", 0, 2}, sample{"c", 0, 3})
+	refs := &f.lookup(acme).refs
+	good := *refs
+	*refs = seriesRefs{dir: filepath.Join(t.TempDir(), "none"), bound: uint64(slices.Max(f.refs())) + 1}
+	request := batch(sample{"a", time.Minute, 1}, sample{"new", time.Minute, 2}, sample{"b", time.Minute, 3})
+	_, err := f.Push(context.Background(), acme, request)
+	require.ErrorContains(t, err, "reserve references for new series")
+	*refs = good
+	known := f.offer(acme, stripped(batch(sample{"a", time.Second, 1}, sample{"b", time.Second, 2}, sample{"c", time.Second, 3})))
+	require.Empty(t, known.Unknown)
+	require.Equal(t, 3, known.Written.Samples, "nothing of what failed counts as stored")
+	f.push(acme, sample{"a", time.Minute, 1}, sample{"new", time.Minute, 2}, sample{"b", time.Minute, 3})
+	want := f.stored(acme)
+	require.Equal(t, []string{"1m0s 2"}, want["new"])
+	f.kill()
+	require.Equal(t, want, f.stored(acme))
 }
 
 func TestOtherValueForTheSameTimeIsRejected(t *testing.T) {

@@ -104,10 +104,14 @@ func (r *recalling) add(refs []storage.SeriesRef) (err error) {
 			return err
 		}
 		e := newEntry(hasher.Labels(scratch.Labels()), ref, r.elsewhere)
-		if newest, err := reader.newest(); err == nil {
-			e.lastT = max(e.lastT, newest)
-		} else {
+		newest, stale, err := reader.newest()
+		switch {
+		case err != nil:
 			e.lastT = math.MaxInt64 // Unknown: have every sample compared.
+		case newest >= e.lastT && stale:
+			e.lastT, e.state = newest, guessed|ended
+		default:
+			e.lastT = max(e.lastT, newest)
 		}
 		entries = append(entries, e)
 	}
@@ -172,20 +176,25 @@ func (r *headReader) eachChunk(f func(chunks.Meta, chunkenc.Chunk) bool) error {
 const openEnd = math.MaxInt64
 
 // newest returns the time of the newest in-order sample of the series at hand, or the
-// least time there is. It reads no file, whose faults would be a panic.
-func (r *headReader) newest() (int64, error) {
-	t := int64(math.MinInt64)
+// least time there is, and whether it is known to be a stale marker. It reads no file, whose
+// faults would be a panic.
+func (r *headReader) newest() (t int64, stale bool, err error) {
+	t = math.MinInt64
 	if n := len(r.metas); n > 0 && r.metas[n-1].MaxTime != openEnd {
-		return r.metas[n-1].MaxTime, nil
+		return r.metas[n-1].MaxTime, false, nil
 	}
-	err := r.eachChunk(func(_ chunks.Meta, c chunkenc.Chunk) bool {
+	err = r.eachChunk(func(_ chunks.Meta, c chunkenc.Chunk) bool {
 		r.it = c.Iterator(r.it)
-		for r.it.Next() != chunkenc.ValNone {
-			t = max(t, r.it.AtT())
+		left := c.NumSamples()
+		for typ := r.it.Next(); typ != chunkenc.ValNone; typ = r.it.Next() {
+			t = r.it.AtT()
+			if left--; left == 0 {
+				stale = pointAt(r.it, typ).stale()
+			}
 		}
 		return false // The newest chunk has the newest sample.
 	})
-	return t, err
+	return t, stale, err
 }
 
 // newestElsewhere returns a bound for the times of the samples that are stored here, but

@@ -8,6 +8,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/prometheus/common/model"
+	"github.com/prometheus/prometheus/model/histogram"
 	"github.com/stretchr/testify/require"
 
 	"github.com/hundredfold/hundredfold/internal/tenant"
@@ -69,6 +70,38 @@ func TestLateSamplesOfBlocksAndOutOfOrderChunksAreComparedAfterARestart(t *testi
 	f.push(acme, sample{"a", 5 * time.Hour, 5}, sample{"a", 0, 1}, sample{"b", 4 * time.Hour, 4})
 	require.Equal(t, before, f.stored(acme))
 	require.Len(t, rejected(f.offer(acme, batch(sample{"a", 5 * time.Hour, 6})))[write.ReasonDuplicateTimestamp], 1)
+}
+
+func TestASeriesThatAStaleMarkerEndedLeavesTenMinutesAfterARestart(t *testing.T) {
+	for name, restart := range map[string]func(*fixture){"a clean stop": (*fixture).restart, "a kill": (*fixture).kill} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t)
+			f.advance(2 * time.Hour)
+			f.push(acme, sample{"on", 0, 1}, sample{"ended", 0, 1}, sample{"silent", 0, 1}, sample{"back", 0, staleNaN})
+			f.push(acme, sample{"ended", time.Minute, staleNaN}, sample{"silent", time.Minute, 2}, sample{"back", time.Minute, 1})
+			for _, typ := range []*histogram.Histogram{testHistogram(1), {Sum: staleNaN}} {
+				b := &write.Batch{}
+				at := noon.Add(time.Duration(typ.Count) * time.Second)
+				if typ.Count == 0 {
+					at = noon.Add(time.Minute)
+				}
+				b.Add(write.NewHasher(), seriesLabels("histogram"), nil, []write.Histogram{{T: at.UnixMilli(), Int: typ}}, nil)
+				require.NoError(t, resultErr(f.offer(acme, b)))
+			}
+			restart(f)
+			f.push(acme, sample{"on", 2 * time.Minute, 1})
+			f.round(acme) // They age from now.
+			f.push(acme, sample{"on", 11 * time.Minute, 1})
+			require.NoError(t, f.evict(acme))
+			require.Equal(t, 5, f.inHead())
+			f.push(acme, sample{"on", 12 * time.Minute, 1})
+			require.NoError(t, f.evict(acme))
+			require.Equal(t, 3, f.inHead())
+			f.push(acme, sample{"on", 62 * time.Minute, 1})
+			require.NoError(t, f.evict(acme))
+			require.Equal(t, 1, f.inHead())
+		})
+	}
 }
 
 // BenchmarkRecall is what opening a TSDB takes longer for knowing its series again.

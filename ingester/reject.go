@@ -86,6 +86,13 @@ func (p *pusher) rejectTooOld(i int, x write.Item, t int64) {
 	})
 }
 
+// rejectDoubled rejects a late sample of a doubled series, which part is tried for again.
+func (p *pusher) rejectDoubled(i int, x write.Item, t int64) {
+	p.reject(i, x, write.ReasonLateSamplesUnavailable, func() string {
+		return fmt.Sprintf("the sample's time %s is not after the newest, and after a crash the ingester could not write the series as a block yet, without which it could lose its late samples in the next crash; send it again", formatTime(t))
+	})
+}
+
 // reject notes one rejected element of series i. The message is made for the first
 // of each reason only: there may be thousands.
 func (p *pusher) reject(i int, x write.Item, reason write.Reason, detail func() string) {

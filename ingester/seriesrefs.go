@@ -146,13 +146,13 @@ func (m refMark) heeded() (bool, error) {
 func (t *tenantDB) openTSDB(g *gate) (*tsdb.DB, error) {
 	t.refs = seriesRefs{dir: filepath.Join(t.dir, logFolder)}
 	for range 3 { // One for each of the faults below that are mended by opening it once more.
-		replayed, err := noteReplay(t.dir)
-		if err != nil {
+		g.replayed = newSightings()
+		if err := dropMarkers(t.dir); err != nil {
 			return nil, err
 		}
-		t.replayed = replayed
 		var mark refMark
 		if t.adopted() == nil { // There the TSDB does what Prometheus does.
+			var err error
 			if mark, err = t.refs.mark(t.ing.now()); err != nil {
 				return nil, err
 			}
@@ -172,7 +172,7 @@ func (t *tenantDB) openTSDB(g *gate) (*tsdb.DB, error) {
 		// No series was created yet, and the log has no torn record any more. The TSDB did
 		// not read that of late samples after it had met one, so the head lacks series that
 		// have nothing else, and so does the snapshot that it leaves.
-		err = errors.Join(err, closeTSDB(db), removeSnapshots(t.dir))
+		err = errors.Join(err, t.closeToReplay(db))
 		g.release()
 		if err != nil {
 			return nil, err

@@ -236,7 +236,7 @@ func (p *pusher) sight(ls labels.Labels) (storage.SeriesRef, int64) {
 func (p *pusher) newest(ref storage.SeriesRef) (t int64, err error) {
 	t = math.MinInt64
 	err = p.readSeries(ref, func(r *headReader) (err error) {
-		t, err = r.newest()
+		t, _, err = r.newest()
 		return err
 	})
 	return t, err
@@ -264,14 +264,18 @@ func seek(it chunkenc.Iterator, t int64) (point, bool) {
 	if typ == chunkenc.ValNone || it.AtT() != t {
 		return point{}, false
 	}
-	pt := point{t: t}
+	return pointAt(it, typ), true
+}
+
+// pointAt returns the sample at hand, which is of that type.
+func pointAt(it chunkenc.Iterator, typ chunkenc.ValueType) (pt point) {
 	switch typ {
 	case chunkenc.ValFloat:
-		_, pt.v = it.At()
+		pt.t, pt.v = it.At()
 	case chunkenc.ValHistogram:
-		_, pt.int = it.AtHistogram(nil)
+		pt.t, pt.int = it.AtHistogram(nil)
 	case chunkenc.ValFloatHistogram:
-		_, pt.float = it.AtFloatHistogram(nil)
+		pt.t, pt.float = it.AtFloatHistogram(nil)
 	}
-	return pt, true
+	return pt
 }

@@ -70,8 +70,9 @@ type tenantDB struct {
 	// not take the folder away: nothing has come since.
 	doomed ulid.ULID
 
-	// replayed is what the TSDB was opened on.
-	replayed replayed
+	// doubled are series that have to leave the head before late samples of them are taken.
+	// It changes while use is held exclusively.
+	doubled doubled
 
 	// held is for those who must not wait for use. It is set once the TSDB was open.
 	held atomic.Pointer[held]
@@ -209,6 +210,11 @@ func (t *tenantDB) openNewLocked() error {
 	t.db, t.blocks, t.gate, t.meta, t.shipped, t.placements = db, blocks, g, meta, sh, pl
 	t.held.Store(&held{shipped: sh, placements: pl})
 	t.app = newAppendState()
+	t.doubled = doubled{series: g.replayed.again}
+	g.replayed = nil
+	if err := t.part(db); err != nil {
+		return errors.Join(err, t.closeLocked())
+	}
 	t.recall(db)
 	return nil
 }
@@ -307,17 +313,17 @@ func (t *tenantDB) closeLocked() error {
 	if t.db == nil {
 		return nil
 	}
-	closeDB := func() error { return closeTSDB(t.db) }
-	if t.replayed.lingers() {
-		closeDB = t.closeReplayed
+	closeDB := closeTSDB
+	if len(t.doubled.series) > 0 {
+		closeDB = t.closeToReplay
 	}
-	err := errors.Join(t.meta.save(), closeDB(), t.blocks.close())
+	err := errors.Join(t.meta.save(), closeDB(t.db), t.blocks.close())
 	if err == nil {
 		err = t.dropLateLog()
 	}
 	t.gate.release()
 	t.db, t.blocks, t.gate = nil, nil, nil
-	t.app = appendState{}
+	t.app, t.doubled = appendState{}, doubled{}
 	t.active.Store(0)
 	if err != nil {
 		return fmt.Errorf("close the TSDB of tenant %s: %w", t.id, err)
@@ -402,17 +408,23 @@ func (t *tenantDB) cut(ctx context.Context, db *tsdb.DB, idle bool) error {
 	return t.cutIfDue(ctx, db)
 }
 
-// repair opens a TSDB that broke or did not open. New queries wait until those
-// that run have ended.
+// repair opens a TSDB that broke or did not open, and tries again to part series. New queries
+// wait until those that run have ended.
 func (t *tenantDB) repair() error {
 	t.use.RLock()
-	needed := t.broken.Load() || (t.db == nil && t.openErr != nil && !t.ing.now().Before(t.retryAt))
+	needed := t.broken.Load() || t.doubled.due(t.ing.now()) || (t.db == nil && t.openErr != nil && !t.ing.now().Before(t.retryAt))
 	t.use.RUnlock()
 	if !needed || t.ing.disk.check(0, 0) != nil {
 		return nil
 	}
 	t.use.Lock()
 	defer t.use.Unlock()
+	if t.db != nil && !t.broken.Load() {
+		if err := t.part(t.db); err == nil {
+			return nil
+		}
+		t.broken.Store(true)
+	}
 	if t.broken.Load() {
 		if err := t.closeLocked(); err != nil {
 			// It could not write its last words, which is why it is opened anew.
@@ -534,7 +546,11 @@ func (t *tenantDB) forgetOld(ctx context.Context, db *tsdb.DB) error {
 
 // oldestLate returns the time before which samples are too old.
 func (t *tenantDB) oldestLate(db *tsdb.DB) int64 {
-	return db.Head().MaxTime() - time.Duration(t.ing.deps.Limits(t.id).OutOfOrderWindow).Milliseconds()
+	newest := max(db.Head().MaxTime(), t.blocks.newestEvicted())
+	if newest == math.MinInt64 {
+		return newest // There are no samples.
+	}
+	return newest - time.Duration(t.ing.deps.Limits(t.id).OutOfOrderWindow).Milliseconds()
 }
 
 // cutJitter is the same for a tenant on one instance at all times.

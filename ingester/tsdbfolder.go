@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/prometheus/tsdb/fileutil"
 	"github.com/prometheus/prometheus/tsdb/index"
 	"github.com/prometheus/prometheus/tsdb/tombstones"
+	"github.com/prometheus/prometheus/tsdb/wlog"
 )
 
 // tsdbFolder is the folder in that of a tenant which its TSDB is opened on. It has links
@@ -45,6 +46,9 @@ func prepareTSDB(dir string, late bool, cutBefore int64, cut bool) (folder strin
 		return folder, err
 	}
 	if err := takeSnapshots(dir, folder); err != nil {
+		return folder, err
+	}
+	if err := removeOvertaken(dir, folder); err != nil {
 		return folder, err
 	}
 	names := []string{logFolder, chunksFolder}
@@ -107,12 +111,14 @@ func takeSnapshots(dir, folder string) error {
 	if err != nil {
 		return err
 	}
-	entries, err := os.ReadDir(folder)
+	entries, err := os.ReadDir(folder) // snapshots first, and snapshotsVoid after them
 	if err != nil {
 		return err
 	}
+	_, err = os.Stat(filepath.Join(folder, snapshotsVoid))
+	keep := len(newer) == 0 && errors.Is(err, fs.ErrNotExist)
 	for _, entry := range entries {
-		if len(newer) == 0 && isSnapshot(entry.Name()) {
+		if keep && isSnapshot(entry.Name()) {
 			continue
 		}
 		if err := os.RemoveAll(filepath.Join(folder, entry.Name())); err != nil {
@@ -132,6 +138,33 @@ func takeSnapshots(dir, folder string) error {
 const snapshotPrefix = "chunk_snapshot."
 
 func isSnapshot(name string) bool { return strings.HasPrefix(name, snapshotPrefix) }
+
+// snapshotsVoid is a file in tsdbFolder that says that no snapshot there is to be started
+// from. Its name comes after theirs.
+const snapshotsVoid = "snapshots_void"
+
+// voidSnapshots has the next opening replay the log, whatever snapshot it finds.
+func voidSnapshots(dir string) error {
+	err := os.WriteFile(filepath.Join(dir, tsdbFolder, snapshotsVoid), nil, 0o600)
+	if err != nil {
+		return fmt.Errorf("void the snapshots of the head: %w", err)
+	}
+	return nil
+}
+
+// removeOvertaken removes a snapshot that is from before the checkpoint of the log. The TSDB
+// would read both, and forget the chunks of late samples of all series that are in both.
+func removeOvertaken(dir, folder string) error {
+	_, taken, _, err := tsdb.LastChunkSnapshot(folder)
+	if err != nil {
+		return nil //nolint:nilerr // There is none, or none that the TSDB would take.
+	}
+	_, checkpoint, err := wlog.LastCheckpoint(filepath.Join(dir, logFolder))
+	if err != nil || checkpoint < taken {
+		return nil //nolint:nilerr // There is none.
+	}
+	return removeSnapshots(dir)
+}
 
 func hasFiles(dir string) bool {
 	entries, err := os.ReadDir(dir)

@@ -38,6 +38,8 @@ const (
 	ReasonInstanceTenantLimit Reason = "instance_tenant_limit"
 	// What a late sample has to be compared with can't be read at present.
 	ReasonLocalBlockUnavailable Reason = "local_block_unavailable"
+	// A crash would lose late samples of the series at present.
+	ReasonLateSamplesUnavailable Reason = "late_samples_unavailable"
 )
 
 // Class says what a sender should do about a rejection.
@@ -55,7 +57,8 @@ func (r Reason) Class() Class {
 	switch r {
 	case ReasonTenantSeriesLimit, ReasonTenantGrowthLimit:
 		return ClassLimited
-	case ReasonInstanceSeriesLimit, ReasonInstanceHeapLimit, ReasonInstanceTenantLimit, ReasonLocalBlockUnavailable:
+	case ReasonInstanceSeriesLimit, ReasonInstanceHeapLimit, ReasonInstanceTenantLimit, ReasonLocalBlockUnavailable,
+		ReasonLateSamplesUnavailable:
 		return ClassUnavailable
 	default:
 		return ClassInvalid
