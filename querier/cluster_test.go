@@ -372,7 +372,9 @@ func TestAClosedQueryAsksNobody(t *testing.T) {
 	require.NoError(t, err)
 	set := q.Select(as(alice), true, nil, labels.MustNewMatcher(labels.MatchEqual, model.MetricNameLabel, "x"))
 	<-entered
+	closing := time.Now()
 	require.NoError(t, q.Close())
+	require.Less(t, time.Since(closing), stalledAfter, "closing waits for ingesters")
 	require.False(t, set.Next())
 	require.Error(t, set.Err())
 	require.False(t, q.Select(as(alice), true, nil).Next())

@@ -76,7 +76,7 @@ type session[R reader] struct {
 		edge    recent[R]
 		view    *tenantView // the last one; nil: none yet
 		blocks  map[ulid.ULID]*openBlock
-		cancels []context.CancelFunc // of Selects
+		cancels []context.CancelFunc // of what was begun
 		closers []func() error       // of readers of blocks
 		closed  bool
 	}
@@ -109,7 +109,7 @@ func (s *session[R]) begin(ctx context.Context, ask request) (wait func() (holde
 	if err != nil {
 		return func() (holders[R], error) { return holders[R]{}, reported(ctx, err) }
 	}
-	edge := s.mu.edge.begin(ctx, ask)
+	edge := s.mu.edge.begin(s.untilClosed(ctx), ask)
 	return func() (holders[R], error) {
 		found, err := s.holders(ctx, ask, edge)
 		return found, reported(ctx, err)
@@ -178,16 +178,28 @@ func (s *session[R]) lookLocked(ctx context.Context, covered *covered, notes *an
 	return nil
 }
 
-// inBackground calls f at once, for a Select whose result is waited for later; the
-// session's end ends it.
-func (s *session[R]) inBackground(ctx context.Context, f func(ctx context.Context)) {
-	ctx, cancel := context.WithCancel(ctx)
+// untilClosed returns a context that ends with the session, too.
+func (s *session[R]) untilClosed(ctx context.Context) context.Context {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.untilClosedLocked(ctx)
+}
+
+func (s *session[R]) untilClosedLocked(ctx context.Context) context.Context {
+	ctx, cancel := context.WithCancel(ctx)
 	if s.mu.closed {
 		cancel()
 	}
 	s.mu.cancels = append(s.mu.cancels, cancel)
+	return ctx
+}
+
+// inBackground calls f at once, for a Select whose result is waited for later; the
+// session's end ends it.
+func (s *session[R]) inBackground(ctx context.Context, f func(ctx context.Context)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ctx = s.untilClosedLocked(ctx)
 	s.background.Go(func() { f(ctx) })
 }
 
