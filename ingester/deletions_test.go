@@ -458,7 +458,7 @@ func TestADeletionNamesTheSourcesOfBlocksThatAPrometheusMerged(t *testing.T) {
 // TestDeletionsAgainstATwin does what may happen to a tenant in any order and compares
 // what is seen with a map.
 func TestDeletionsAgainstATwin(t *testing.T) {
-	for seed := range uint64(12) {
+	for seed := range uint64(6) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			random := rand.New(rand.NewPCG(seed, 1))
 			f := newFixture(t)
