@@ -53,7 +53,7 @@ func (c *cutter) open(ctx context.Context, reg prometheus.Registerer, logger *sl
 	if err != nil {
 		return nil, err
 	}
-	c.whole, c.staged, c.late = whole, nil, newLateCuts()
+	c.whole, c.staged, c.late, c.evicting = whole, nil, newLateCuts(), nil
 	c.ctx = func() context.Context { return ctx }
 	return evictor{headCompactor{cutter: c}, c}, nil
 }

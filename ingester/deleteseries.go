@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"path/filepath"
 	"slices"
 
 	"github.com/oklog/ulid/v2"
@@ -135,6 +136,10 @@ func deleteFrom(ctx context.Context, b *tsdb.Block, d *blockstore.Deletion, sele
 func (t *tenantDB) cutSeries(ctx context.Context, db *tsdb.DB, d *blockstore.Deletion, selectors [][]*labels.Matcher) (err error) {
 	mint, maxt, late := d.MinMs, d.MaxMs, &t.cutter.late
 	if late.concern(d.ID, mint, maxt) {
+		// Those that the head has get a tombstone in its log, the others are found here.
+		if err := writeFile(filepath.Join(t.dir, chunksVoid), nil); err != nil {
+			return fmt.Errorf("note that the head's files have deleted samples: %w", err)
+		}
 		mint, maxt = math.MinInt64, math.MaxInt64
 	}
 	defer func() {

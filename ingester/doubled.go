@@ -160,9 +160,8 @@ func (t *tenantDB) evictDoubled(ctx context.Context, db *tsdb.DB, refs []storage
 		refs: refs, until: max(newest, db.Head().MinTime()), returned: math.MaxInt64, newest: math.MaxInt64, headMax: db.Head().MaxTime,
 		hold: func(*eviction) error { return nil }, // Nobody reads or pushes.
 	}
-	err = t.cutter.cut(func() error { return db.CompactSelectedSeries(refs) })
-	t.cutter.evicting = nil
-	if err != nil {
+	defer func() { t.cutter.evicting = nil }() // Also if the TSDB panics.
+	if err := t.cutter.cut(func() error { return db.CompactSelectedSeries(refs) }); err != nil {
 		return fmt.Errorf("evict series: %w", err)
 	}
 	t.app.table.dropRefs(refs)

@@ -76,6 +76,7 @@ type copies map[ulid.ULID]localCopy
 type localCopy struct {
 	age     time.Duration // since the upload
 	settled bool          // no late sample need be compared with it
+	leftOut bool          // queries of its time fail as long as it is here
 }
 
 // due reports whether a look is worth a request.
@@ -96,6 +97,8 @@ func (x *indexed) due(uploaded copies, keep time.Duration, now time.Time) bool {
 			return true
 		case listed && local.settled && local.age >= keep && now.Sub(since) >= keep && ago > lookValid:
 			return true // It may be deleted if it is listed still.
+		case listed && local.leftOut && local.age >= keep && ago > lookValid:
+			return true
 		}
 	}
 	return false
@@ -139,7 +142,7 @@ func (t *tenantDB) lookAtIndex(ctx context.Context, db *tsdb.DB) error {
 	}
 	for _, b := range t.blocks.leftOut() {
 		if age, ok := t.shipped.since(b.id, now); ok {
-			uploaded[b.id] = localCopy{age: age, settled: true}
+			uploaded[b.id] = localCopy{age: age, settled: true, leftOut: true}
 		}
 	}
 	if !t.indexed.due(uploaded, keep, now) {

@@ -11,7 +11,8 @@ import (
 // next finds them, and gives them to their series, if that has the reference still which
 // they were written under. That does no harm: they are in a block, too, and are cut once
 // more. But if they were deleted from it, they come back. So a deletion has the head drop
-// the series, whatever is left of them there. One goroutine.
+// the series, whatever is left of them there, with tombstones in the log; and since some had
+// left it before, it has whoever replays the log do without the files (chunksVoid). One goroutine.
 type lateCuts struct {
 	n          int   // how many blocks
 	mint, maxt int64 // of all of them; maxt is exclusive

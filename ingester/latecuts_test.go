@@ -2,6 +2,7 @@ package ingester
 
 import (
 	"math"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -50,6 +51,38 @@ func TestDeletedLateSamplesDoNotComeBackFromTheFilesOfTheHead(t *testing.T) {
 			require.Equal(t, want, f.stored(acme))
 		})
 	}
+}
+
+// TestDeletedLateSamplesOfASeriesThatHasLeftTheHeadDoNotComeBack deletes a series that has ended
+// and was cut, so that its reference has no tombstone in the log, and late chunks of which
+// are in the head's files beside those of another.
+func TestDeletedLateSamplesOfASeriesThatHasLeftTheHeadDoNotComeBack(t *testing.T) {
+	f := newFixture(t)
+	f.seeAll, f.now = false, noon.Add(7*time.Hour)
+	for at := time.Duration(0); at <= 3*time.Hour; at += 10 * time.Minute {
+		f.push(acme, sample{"a", at, 1}, sample{"b", at, 1})
+	}
+	for k := range 100 {
+		at := 2*time.Hour + 15*time.Minute + time.Duration(k+1)*time.Second
+		f.push(acme, sample{"a", at, 2}, sample{"b", at, 2})
+	}
+	for at := 3*time.Hour + 10*time.Minute; at <= 6*time.Hour; at += 10 * time.Minute {
+		f.push(acme, sample{"b", at, 1})
+	}
+	f.round(acme)
+	require.EqualValues(t, 1, f.lookup(acme).db.Head().NumSeries(), "a is in blocks only")
+	f.accept(acme, 0, 4*time.Hour, "a")
+	f.apply(acme)
+	want := f.stored(acme)
+	require.NotContains(t, want, "a")
+	for _, by := range []string{"kill", "stop", "kill"} {
+		f = endings[by](f)
+		f.seeAll, f.now = false, noon.Add(7*time.Hour)
+		require.Equal(t, want, f.stored(acme), by)
+	}
+	require.NoFileExists(t, filepath.Join(f.lookup(acme).dir, chunksVoid))
+	require.NoError(t, f.Flush(t.Context(), acme))
+	require.Equal(t, want, f.stored(acme))
 }
 
 func TestADeletionDropsSeriesForEachLateCutOnce(t *testing.T) {

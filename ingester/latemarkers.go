@@ -32,8 +32,9 @@ import (
 // So all markers but those of chunks that are there are taken out of the log before it is
 // replayed. Without a marker samples are found twice at the worst.
 
-// dropMarkers does so in the folder of a TSDB that is closed.
-func dropMarkers(dir string) (err error) {
+// dropMarkers does so in the folder of a TSDB that is closed. room reports whether the disk has
+// room for so many bytes.
+func dropMarkers(dir string, room func(bytes uint64) error) (err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("look for markers of chunks that are not there in the log of late samples: %w", err)
@@ -41,6 +42,9 @@ func dropMarkers(dir string) (err error) {
 	}()
 	whole, err := endsWithSnapshot(dir)
 	if err != nil || whole { // Then the buffer was written out.
+		return err
+	}
+	if err := dropVoidChunks(dir); err != nil {
 		return err
 	}
 	log := filepath.Join(dir, lateLogFolder)
@@ -53,11 +57,31 @@ func dropMarkers(dir string) (err error) {
 		if !isVoid(m.oldest, newest) && !isVoid(m.newest, newest) {
 			continue
 		}
-		if err := withoutMarkers(log, segment, newest); err != nil {
+		if err := withoutMarkers(log, segment, newest, room); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// chunksVoid is the file in the folder of a tenant which says that the head's files may have
+// chunks of late samples which were deleted since, of series that the head did not have any
+// more: see lateCuts. The logs have everything else that is in those files.
+const chunksVoid = "chunks_head_void"
+
+// dropVoidChunks removes what the logs are to be read without.
+func dropVoidChunks(dir string) error {
+	if _, err := os.Stat(filepath.Join(dir, chunksVoid)); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	// A snapshot stands for a part of the log, whose chunks are in the files.
+	if err := errors.Join(voidSnapshots(dir), removeSnapshots(dir), os.RemoveAll(filepath.Join(dir, chunksFolder))); err != nil {
+		return err
+	}
+	if err := syncDir(dir); err != nil {
+		return err
+	}
+	return os.Remove(filepath.Join(dir, chunksVoid))
 }
 
 // isVoid reports whether a marker of that chunk is void if the newest chunk that is there is newest.
@@ -168,15 +192,23 @@ func newestChunk(dir string) (newest chunks.ChunkDiskMapperRef) {
 }
 
 const (
-	// recordsTogether is how many records are written at once.
-	recordsTogether = 1024
-	// largestSegment is far more than there is in one of 128 MiB, compressed ones of a
-	// Prometheus included.
-	largestSegment = 1 << 30
+	// recordsTogether is how many bytes of records are written at once.
+	recordsTogether = 1 << 20
+	// largestSegment is more than there is in any, compressed ones of a Prometheus included.
+	largestSegment = 1 << 40
 )
 
-// withoutMarkers writes a segment of the log anew, without the markers that are void.
-func withoutMarkers(log string, segment int, newest chunks.ChunkDiskMapperRef) (err error) {
+// withoutMarkers writes a segment of the log anew, without the markers that are void, if the
+// disk has room for it. It takes the room that writes go on with, so it takes none of the last.
+func withoutMarkers(log string, segment int, newest chunks.ChunkDiskMapperRef, room func(bytes uint64) error) (err error) {
+	path := wlog.SegmentName(log, segment)
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if err := room(uint64(max(0, info.Size()))); err != nil {
+		return err
+	}
 	next := log + temporarySuffix // goes at the next opening, if this one does not end
 	if err := os.RemoveAll(next); err != nil {
 		return err
@@ -189,6 +221,7 @@ func withoutMarkers(log string, segment int, newest chunks.ChunkDiskMapperRef) (
 		enc     record.Encoder
 		dec     = newMarkerDecoder()
 		records [][]byte
+		size    int
 	)
 	err = eachRecord(log, segment, func(rec []byte) error {
 		markers, err := markersIn(&dec, rec)
@@ -202,20 +235,34 @@ func withoutMarkers(log string, segment int, newest chunks.ChunkDiskMapperRef) (
 			}
 			rec = enc.MmapMarkers(markers, nil)
 		}
-		records = append(records, bytes.Clone(rec))
-		if len(records) < recordsTogether {
+		records, size = append(records, bytes.Clone(rec)), size+len(rec)
+		if size < recordsTogether {
 			return nil
 		}
 		err = out.Log(records...)
-		records = records[:0]
+		clear(records)
+		records, size = records[:0], 0
 		return err
 	})
 	err = errors.Join(err, out.Log(records...))
 	if made, _, lookErr := out.LastSegmentAndOffset(); lookErr != nil || made != 0 {
 		err = errors.Join(err, lookErr, fmt.Errorf("segment %d does not fit into one", segment))
 	}
-	if err = errors.Join(err, out.Close()); err == nil {
-		err = fileutil.Rename(wlog.SegmentName(next, 0), wlog.SegmentName(log, segment))
+	written := wlog.SegmentName(next, 0)
+	if closeErr := out.Close(); closeErr != nil {
+		// It stays open if the disk is full, and would take its room for as long as the process lives.
+		err = errors.Join(err, closeErr, os.Truncate(written, 0), out.Close())
+	}
+	if err = errors.Join(err, syncFile(written)); err == nil { // Closing keeps a failed sync to itself.
+		err = fileutil.Rename(written, path)
 	}
 	return errors.Join(err, os.RemoveAll(next))
+}
+
+func syncFile(path string) error {
+	file, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	return errors.Join(file.Sync(), file.Close())
 }

@@ -109,8 +109,7 @@ func TestALeftOutBlockOfAMemberIsReadInTheBucketOnceQueriersMustKnowIt(t *testin
 			require.ErrorContains(t, err, block.String(), "a querier may have listed the bucket before the upload")
 
 			if indexed {
-				f.advance(lookValid) // not since the index was seen last
-				f.restart()
+				f.advance(lookValid + time.Minute) // since the index was seen last
 			} else {
 				f.pass(keepUnindexed - 59*time.Minute - 2*time.Minute)
 				_, err = f.between(0, 6*time.Hour)

@@ -147,7 +147,9 @@ func (t *tenantDB) openTSDB(g *gate) (*tsdb.DB, error) {
 	t.refs = seriesRefs{dir: filepath.Join(t.dir, logFolder)}
 	for range 3 { // One for each of the faults below that are mended by opening it once more.
 		g.replayed = newSightings()
-		if err := dropMarkers(t.dir); err != nil {
+		if err := dropMarkers(t.dir, func(bytes uint64) error { return t.ing.disk.check(bytes, 0) }); errors.Is(err, errDisk) {
+			t.log.Warn("There is no room to write the log of late samples without markers of chunks that are not there; it is replayed with them, and another kill could cost late samples", "err", err)
+		} else if err != nil {
 			return nil, err
 		}
 		var mark refMark
@@ -194,7 +196,7 @@ func (t *tenantDB) openPrepared(o *tsdb.Options) (*tsdb.DB, error) {
 	}
 	db.DisableCompactions() // We drive them: see maintain.
 	if err := dropMarker(db); err != nil {
-		return nil, errors.Join(err, closeTSDB(db))
+		return nil, errors.Join(err, t.closeToReplay(db))
 	}
 	return db, nil
 }

@@ -197,12 +197,12 @@ func (t *tenantDB) openNewLocked() error {
 	}
 	if err := t.ring.fit(db); err != nil {
 		g.release()
-		return errors.Join(err, closeTSDB(db))
+		return errors.Join(err, t.closeToReplay(db))
 	}
 	if t.adopted() != nil {
 		if err := removeSnapshots(t.dir); err != nil {
 			g.release()
-			return errors.Join(err, closeTSDB(db))
+			return errors.Join(err, t.closeToReplay(db))
 		}
 	}
 	g.open.Store(true)
