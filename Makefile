@@ -9,11 +9,13 @@ MAKEFLAGS   += --no-builtin-rules --no-print-directory
 BIN := $(CURDIR)/.bin
 GO  := go
 
-# Each package is tested once: those whose code runs concurrently under the race
+# Each package is tested once, but for TWICE: those whose code runs concurrently under the race
 # detector, those that run whole programs always anew (the go command does not see
 # what the programs are built of, so it would show old results), the rest as usual.
 RACE := $(addprefix ./,$(addsuffix /...,distributor ingester querier compactor \
 	internal/blockstore internal/blockstream internal/pagefile internal/remoteblock internal/cluster internal/rpc internal/loadgen internal/selfmonitor internal/server internal/write))
+# Here comparisons are so long that the race detector gets a selection of them.
+TWICE := ./querier
 E2E  := ./test/e2e/... ./test/faults/... ./test/migrate/...
 
 # golangci-lint runs vet, on everything.
@@ -66,7 +68,7 @@ test: lint check unit ## Everything that CI checks: linters, generated files, al
 .PHONY: unit
 unit: tools ## All tests, end-to-end ones included, those of concurrent packages under the race detector
 ifneq ($(HAVE_CC),)
-	@$(GOTEST) $$($(GO) list ./... | grep -vxF "$$($(GO) list $(RACE) $(E2E))")
+	@$(GOTEST) $(TWICE) $$($(GO) list ./... | grep -vxF "$$($(GO) list $(RACE) $(E2E))")
 	@$(GOTEST) -race $(RACE)
 else ifdef CI
 	@echo "make test: the race detector needs a C compiler; install gcc" >&2; exit 1

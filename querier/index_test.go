@@ -462,7 +462,7 @@ func manyBlocks(t testing.TB, bucket objstore.Bucket, tenants, blocks int) {
 func TestAQuerierStartsOnTenThousandBlocksWithoutReadingOne(t *testing.T) {
 	for _, tenants := range []int{1, 100, 10_000} {
 		t.Run(fmt.Sprintf("of %d tenants", tenants), func(t *testing.T) {
-			if tenants > 1 && testing.Short() {
+			if tenants > 1 && (testing.Short() || raceDetector) {
 				t.Skip("it takes a while to write them")
 			}
 			bucket := objstore.NewInMemBucket()

@@ -140,7 +140,7 @@ func textOf(query string, r *promql.Result) string {
 
 func TestPiecesOfPrometheussOwnSuiteAreEqualToTheWhole(t *testing.T) {
 	for _, steps := range []time.Duration{1, 3} {
-		if testing.Short() && steps == 1 {
+		if (testing.Short() || raceDetector) && steps == 1 {
 			continue
 		}
 		w := newTwin(t, func(step time.Duration) time.Duration { return steps * step })
@@ -268,7 +268,7 @@ func TestPiecesOfRandomQueriesAreEqualToTheWhole(t *testing.T) {
 		return time.Duration(1+rng.IntN(40)) * max(step, 10*time.Minute)
 	})
 	count := 1500
-	if testing.Short() {
+	if testing.Short() || raceDetector {
 		count = 200
 	}
 	texts := author{rng}

@@ -1,0 +1,5 @@
+//go:build !race
+
+package querier
+
+const raceDetector = false
