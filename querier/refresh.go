@@ -169,11 +169,13 @@ func (v *views) listedSince(ctx context.Context, id tenant.ID, since time.Time) 
 	for asked := false; ; {
 		v.mu.Lock()
 		changed, attempt := v.mu.changed, v.mu.attempts[id]
+		t := v.mu.tenants[id]
+		listed := t != nil && !t.listed.Before(since) // and will be published
 		v.mu.Unlock()
 		if view, err := v.of(id); err == nil && !view.listed.Before(since) {
 			return true
 		}
-		if asked && !attempt.Before(since) {
+		if asked && !listed && !attempt.Before(since) {
 			return false
 		}
 		if !asked {
