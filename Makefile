@@ -161,7 +161,7 @@ generate: $(PROTO_TOOLS) ## Write docs/configuration.md and the code of proto/
 .PHONY: tools
 tools: $(TOOLS) ## Build golangci-lint, Prometheus, promtool, an S3 server, and what checks deploy/
 
-# Without the discovery of targets in clouds, most of what a Prometheus is built of.
+# Without the discovery of targets, for which a fifth of a Prometheus's packages are.
 NO_DISCOVERY := -tags remove_all_sd
 
 # A tool is built when it is absent or its version has changed.

@@ -75,6 +75,7 @@ func TestDeletedLateSamplesOfASeriesThatHasLeftTheHeadDoNotComeBack(t *testing.T
 	f.apply(acme)
 	want := f.stored(acme)
 	require.NotContains(t, want, "a")
+	require.FileExists(t, filepath.Join(f.lookup(acme).dir, chunksVoid))
 	for _, by := range []string{"kill", "stop", "kill"} {
 		f = endings[by](f)
 		f.seeAll, f.now = false, noon.Add(7*time.Hour)

@@ -75,7 +75,7 @@ func dropVoidChunks(dir string) error {
 		return nil
 	}
 	// A snapshot stands for a part of the log, whose chunks are in the files.
-	if err := errors.Join(voidSnapshots(dir), removeSnapshots(dir), os.RemoveAll(filepath.Join(dir, chunksFolder))); err != nil {
+	if err := errors.Join(removeSnapshots(dir), os.RemoveAll(filepath.Join(dir, chunksFolder))); err != nil {
 		return err
 	}
 	if err := syncDir(dir); err != nil {
